@@ -1,0 +1,116 @@
+"""Models to measure: the embedded one, and a random one of a size between it and the real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from PIL import Image
+
+from darkroom.catalog.catalog import load_catalog
+from darkroom.catalog.installed import PACKAGED, Installed, Located
+from darkroom.engine.engine import Engine, EngineOptions
+from darkroom.types import Failure, ImageRequest, Job, Picture, Pixels
+from tests import tiny
+
+CARDS = {"base": "runware:400@5", "distilled": "runware:400@4", "kv": "runware:400@6"}
+# 39 M parameters in the network, 34 M in the text encoder: in the real pairs, too, the two are about equally large.
+MID = tiny.Size(
+    heads=4,
+    head=128,
+    double=2,
+    single=6,
+    latent_channels=8,
+    vae_channels=(16, 32, 64, 64),
+    vae_layers=2,
+    text_hidden=256,
+    text_mlp=1024,
+    text_heads=8,
+    text_head=32,
+    qwen_layers=36,
+    vocabulary=8000,
+)
+PROMPT = "a red circle above a blue square on a white background"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A set of weights in the embedded layout. text_length: tokens a prompt is padded to."""
+
+    name: str
+    folder: Path
+    text_length: int
+
+    def engine(self, **options: Any) -> Engine:
+        """An engine with every cache off, unless options say otherwise."""
+        off = {"text_cache_entries": 0, "kv_bank_bytes": 0, "device": "auto", "dtype": "fp32"}
+        installed = AtLength(self.folder, self.text_length)
+        return Engine(load_catalog(), installed, EngineOptions(**(off | options)))
+
+    def pipeline(self, variant: str, device: torch.device, dtype: torch.dtype) -> Any:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return tiny.pipeline(self.folder, variant, dtype).to(device)
+
+
+class AtLength(Installed):
+    """The embedded model's folder with another text length."""
+
+    def __init__(self, folder: Path, text_length: int) -> None:
+        super().__init__(Path("no-weights-installed"), folder)
+        self._text_length = text_length
+
+    def locate(self, card: Any) -> Located:
+        return msgspec.structs.replace(super().locate(card), text_length=self._text_length)
+
+
+@contextmanager
+def models(names: list[str]) -> Iterator[list[Model]]:
+    """ "embedded" and "mid", as far as asked for. The embedded one is random where the package holds no weights."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = []
+        for name in names:
+            if name == "embedded" and (PACKAGED / "base" / "transformer").is_dir():
+                found.append(Model("embedded", PACKAGED, tiny.TEXT_LENGTH))
+                continue
+            folder = Path(scratch) / name
+            with contextlib.redirect_stderr(io.StringIO()):
+                tiny.build(folder, MID if name == "mid" else tiny.TINY)
+            found.append(Model(name if name == "mid" else "tiny", folder, 512 if name == "mid" else tiny.TEXT_LENGTH))
+        yield found
+
+
+def references(count: int, side: int) -> tuple[Image.Image, ...]:
+    return tuple(
+        Image.frombytes("RGB", (side, side), random.Random(n).randbytes(3 * side * side)) for n in range(count)
+    )
+
+
+def make(engine: Engine, job: Job) -> dict[int, Picture]:
+    """Run one job to its end. Raises RuntimeError when a result fails."""
+    engine.add(job)
+    pictures: dict[int, Picture] = {}
+    while not engine.idle:
+        for event in engine.step():
+            if isinstance(event, Failure):
+                raise RuntimeError(event.message)
+            if isinstance(event, Picture):
+                pictures[event.result] = event
+    return pictures
+
+
+def job_of(
+    variant: str, side: int, steps: int, given: tuple[Image.Image, ...] = (), *, scope: str = "", **changes: Any
+) -> Job:
+    fields = {"card": CARDS[variant], "prompt": PROMPT, "width": side, "height": side, "steps": steps, "seed": 1}
+    request = ImageRequest(**(fields | changes))
+    images = tuple(Pixels(width=image.width, height=image.height, data=image.tobytes()) for image in given)
+    return Job(id="job", request=request, results=tuple(range(request.count)), references=images, scope=scope)

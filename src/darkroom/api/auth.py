@@ -1,0 +1,28 @@
+"""Who is calling: the owner a key belongs to."""
+
+from __future__ import annotations
+
+from darkroom.api.services import Services
+from darkroom.errors import Unauthorized
+
+LOCAL = "local"  # the one owner of a server that checks no keys
+
+
+async def authenticate(services: Services, header: str | None) -> str:
+    """The owner behind an Authorization header ("Bearer <key>"). Raises Unauthorized."""
+    scheme, _, key = (header or "").strip().partition(" ")
+    if services.keys is not None and header and scheme.lower() != "bearer":
+        raise Unauthorized("The Authorization header must read 'Bearer <key>'.")
+    return await check_key(services, key.strip())
+
+
+async def check_key(services: Services, key: str) -> str:
+    """The owner of a key, however it came. Raises Unauthorized."""
+    if services.keys is None:
+        return LOCAL
+    if not key:
+        raise Unauthorized("An API key is needed: send the header 'Authorization: Bearer <key>'.", missing=True)
+    owner = await services.keys.check(key)
+    if owner is None:
+        raise Unauthorized("This API key is not valid here. `darkroom keys create` makes one, `keys list` shows them.")
+    return owner

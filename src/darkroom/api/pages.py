@@ -1,0 +1,131 @@
+"""The manual, for browsers: its pages at /docs, each model's parameters at /docs/models/….
+
+Errors of the task API link to these pages, so that the explanation is always that of the server which refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from html import escape
+from pathlib import Path
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
+from markdown_it import MarkdownIt
+
+from darkroom.api.services import Services
+from darkroom.catalog.card import Card, Parameter
+from darkroom.errors import NotFound
+
+PACKAGE = Path(__file__).parent.parent
+MANUALS = (PACKAGE / "manual", PACKAGE.parent.parent / "docs")  # in a wheel, in a checkout
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
+)
+STYLE = (
+    "body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
+    "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #8886;padding:.3rem .6rem;"
+    "text-align:left;vertical-align:top}pre{padding:1rem;overflow-x:auto;background:#8882}:target{background:#fc04}"
+)
+
+
+def routes(services: Services) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/docs")
+    async def index() -> HTMLResponse:
+        return html("Darkroom", contents(services))
+
+    @router.get("/docs/models/{name}")
+    async def model(name: str) -> HTMLResponse:
+        card = services.catalog.resolve(name)
+        return html(card.name, card_page(card))
+
+    @router.get("/docs/{name:path}")
+    async def manual(name: str) -> HTMLResponse:
+        text = manuals().get(name.removesuffix(".md").strip("/"))
+        if text is None:
+            raise NotFound(f"The manual has no page '{name[:80]}'. /docs lists them.", what="page")
+        return html(name, to_html(text.read_text(encoding="utf-8")))
+
+    return router
+
+
+def html(title: str, body: str) -> HTMLResponse:
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style><body>{body}"
+    )
+    return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+def manuals() -> dict[str, Path]:
+    """Every page of the manual by its name, "api/runware". Names are compared, never joined into a path."""
+    folder = next((folder for folder in MANUALS if folder.is_dir()), None)
+    if folder is None:
+        return {}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.md"))}
+
+
+def to_html(text: str) -> str:
+    """Markdown as HTML, with an id at every heading; raw HTML in it stays text."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = parser.parse(text)
+    for opening, inline in itertools.pairwise(tokens):
+        if opening.type == "heading_open":
+            opening.attrSet("id", re.sub(r"[^a-z0-9]+", "-", inline.content.lower()).strip("-"))
+    return str(parser.renderer.render(tokens, parser.options, {}))
+
+
+def contents(services: Services) -> str:
+    pages = "".join(f'<li><a href="/docs/{name}">{escape(name)}</a>' for name in manuals())
+    models = "".join(f'<li><a href="/docs/models/{c.slug}">{escape(c.name)}</a>' for c in services.catalog.cards)
+    return f"<h1>Darkroom</h1><h2>Manual</h2><ul>{pages}</ul><h2>Models: every parameter</h2><ul>{models}</ul>"
+
+
+def card_page(card: Card) -> str:
+    """Every parameter of a model, with the anchors that errors link to (#request-inputs-referenceimages)."""
+    rows = "".join(parameter_row(path, p) for path, p in card.parameters.items() if p.documented)
+    return (
+        f"<h1>{escape(card.name)}</h1><p>{escape(card.description)}</p><p><code>{escape(card.id)}</code></p>"
+        f"<table><tr><th>Parameter<th>Type<th>Allowed<th>Default<th>Meaning</tr>{rows}</table>"
+    )
+
+
+def parameter_row(path: str, parameter: Parameter) -> str:
+    words = " ".join(part for part in (parameter.meaning, parameter.effect, parameter.cost) if part)
+    need = " (required)" if parameter.required else ""
+    default = "" if parameter.default is None else f"<code>{escape(str(parameter.default))}</code>"
+    return (
+        f'<tr id="{anchor(path)}"><td><code>{escape(path)}</code>{need}<td>{escape(parameter.type.value)}'
+        f"<td>{escape(allowed(parameter))}<td>{default}<td>{escape(words)}</tr>"
+    )
+
+
+def allowed(parameter: Parameter) -> str:
+    """The range of a parameter in words."""
+    if parameter.value:
+        return parameter.value
+    if parameter.choices:
+        return ", ".join(parameter.choices)
+    spans = (
+        (parameter.min, parameter.max, ""),
+        (parameter.min_length, parameter.max_length, " characters"),
+        (parameter.min_items, parameter.max_items, " entries"),
+    )
+    words = [span(low, high) + unit for low, high, unit in spans if low is not None or high is not None]
+    if parameter.step:
+        words.append(f"in steps of {parameter.step}")
+    return ", ".join(words)
+
+
+def span(low: int | float | None, high: int | float | None) -> str:
+    if high is None:
+        return f"at least {low}"
+    return f"at most {high}" if low is None else f"{low} to {high}"
+
+
+def anchor(path: str) -> str:
+    """The id of a parameter on its model's page."""
+    return "request-" + re.sub(r"[^a-z0-9]+", "-", path.lower()).strip("-")

@@ -1,0 +1,163 @@
+"""Where a card's weights are on this machine: pulled, put there by the operator, or the embedded model's.
+
+    <models>/<owner>--<repo>/    diffusers layout: transformer/ vae/ text_encoder/ tokenizer/ (and scheduler/)
+                                 the transformer may also be one .safetensors file in the folder itself, as its
+                                 makers publish it; two cards of one repository share the folder
+
+While none of the folders holds a complete model the embedded one serves every card (demo mode). As soon as one does,
+a card without weights is "not installed".
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from darkroom.catalog.card import HERE, Card, TextFacts
+from darkroom.errors import ConfigurationError, ModelNotInstalled
+from darkroom.types import Value
+
+PACKAGED = HERE.parent / "embedded"
+PARTS = ("vae", "text_encoder", "tokenizer")  # and the transformer, which may be a file
+
+
+class Located(Value, frozen=True, kw_only=True):
+    """What to load. Folders in diffusers layout; transformer may be a single .safetensors file.
+
+    text_length: tokens of a prompt. text: what the text encoder that lies there is, which need not be what the card
+    names while the embedded model serves it. demo: the embedded model does. bytes: of all of it on disk.
+    variant: which of the embedded transformers, "" for real weights. stands_in_for: the one that it should have been,
+    "" when it is that one.
+    """
+
+    transformer: Path
+    vae: Path
+    text_encoder: Path
+    tokenizer: Path
+    text_length: int
+    text: TextFacts
+    demo: bool
+    bytes: int
+    variant: str = ""
+    stands_in_for: str = ""
+
+
+class Embedded(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """embedded.toml: which of the embedded transformers serves which card, and which one while that is missing.
+
+    text: of the shared text encoder. side: pixels it draws best at.
+    """
+
+    text: TextFacts
+    side: int
+    variants: dict[str, str]
+    stand_ins: dict[str, str]
+
+
+class Installed:
+    """Looks at the disk on every question, so that what was pulled meanwhile is found without a restart. Blocking."""
+
+    def __init__(self, models: Path, embedded: Path | None = None) -> None:
+        """models: the operator's folder, which need not exist. embedded: None is the one in the package."""
+        self.models = models.expanduser()
+        self.embedded = (embedded or PACKAGED).expanduser()
+        self.facts = msgspec.convert(tomllib.loads((HERE / "embedded.toml").read_text(encoding="utf-8")), Embedded)
+
+    @property
+    def demo(self) -> bool:
+        """No real weights at all: every card is served by the embedded model."""
+        if not self.models.is_dir():
+            return True
+        return not any(missing_parts(folder) == [] for folder in self.models.iterdir() if _is_final(folder))
+
+    def folder(self, card: Card) -> Path:
+        """Where the card's weights are or would be."""
+        return self.models / card.weights.repo.replace("/", "--")
+
+    def is_installed(self, card: Card) -> bool:
+        """Its real weights are here."""
+        return missing_parts(self.folder(card)) == []
+
+    def installed_bytes(self, card: Card) -> int:
+        """Of its real weights on disk; 0 when they are not here."""
+        return self.locate(card).bytes if self.is_installed(card) else 0
+
+    def locate(self, card: Card) -> Located:
+        """What to load for a card. Raises ModelNotInstalled, ConfigurationError when the embedded model is broken."""
+        folder = self.folder(card)
+        if self.is_installed(card):
+            transformer = transformer_of(folder)
+            parts = [transformer, *(folder / part for part in PARTS)]
+            return self._located(parts, card.text, demo=False)
+        if self.demo:
+            return self._demo(card)
+        raise ModelNotInstalled(
+            f"{card.name} ({card.id}) is not installed here: run `darkroom pull {card.id}`.", parameter="model"
+        )
+
+    def _demo(self, card: Card) -> Located:
+        wanted = self.facts.variants.get(card.id, "base")
+        variant: str | None = wanted
+        while variant and not (self.embedded / variant / "transformer").is_dir():
+            variant = self.facts.stand_ins.get(variant)
+        if variant is None:
+            raise ConfigurationError(
+                f"No weights are installed and there is no embedded model at {self.embedded}: run "
+                f"`darkroom pull {card.id}`, or reinstall Darkroom."
+            )
+        own = self.embedded / variant
+        has_encoder = (own / "text_encoder").is_dir()
+        text = [(own if has_encoder else self.embedded) / part for part in ("text_encoder", "tokenizer")]
+        parts = [own / "transformer", self.embedded / "vae", *text]
+        facts = self.facts.text
+        if has_encoder:
+            facts = msgspec.structs.replace(card.text, length=facts.length)
+        located = self._located(parts, facts, demo=True)
+        return msgspec.structs.replace(located, variant=variant, stands_in_for=wanted if variant != wanted else "")
+
+    @staticmethod
+    def _located(parts: list[Path], text: TextFacts, *, demo: bool) -> Located:
+        transformer, vae, text_encoder, tokenizer = parts
+        return Located(
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_length=text.length,
+            text=text,
+            demo=demo,
+            bytes=sum(file.stat().st_size for part in parts for file in _files(part)),
+        )
+
+
+def _is_final(folder: Path) -> bool:
+    """Not one that a pull is still filling or has just put aside."""
+    return folder.is_dir() and folder.suffix not in (".part", ".old")
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """Which parts of a model are not in a folder, [] when it can be loaded. Looks at names only."""
+    missing = [] if transformer_of(folder).exists() else ["transformer"]
+    for part in PARTS:
+        wanted = "tokenizer.json" if part == "tokenizer" else "*.safetensors"
+        if not any((folder / part).glob(wanted)):
+            missing.append(part)
+    return missing
+
+
+def transformer_of(folder: Path) -> Path:
+    """The transformer's folder when that holds weights, else the one .safetensors file beside it.
+
+    Where there is neither, the path of a file that is missing.
+    """
+    inside = folder / "transformer"
+    if (inside / "config.json").is_file() and any(inside.glob("*.safetensors")):
+        return inside
+    files = sorted(folder.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else inside / "config.json"
+
+
+def _files(part: Path) -> list[Path]:
+    return [file for file in part.rglob("*") if file.is_file()] if part.is_dir() else [part]

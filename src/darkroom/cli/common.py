@@ -1,0 +1,92 @@
+"""What several commands share: settings from their options, the database, tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from darkroom.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from darkroom.config import Settings
+    from darkroom.tasks.sql import SqlTaskStore
+
+T = TypeVar("T")
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Data folder. [env: DARKROOM_DATA]", show_default=False)
+]
+ModelsOption = Annotated[
+    Path | None,
+    typer.Option("--models", help="Folder of installed weights. [env: DARKROOM_MODELS]", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def settings(**options: object) -> Settings:
+    """Settings: an option that was given wins over the environment. Raises ConfigurationError, naming which it was."""
+    from darkroom.config import load
+
+    try:
+        return load(**options)
+    except ConfigurationError as error:
+        name = str(error.parameter)
+        if options.get(name) is None:
+            raise
+        option = f"--{name.replace('_', '-')}"
+        raise ConfigurationError(error.message.replace(f"DARKROOM_{name.upper()}", option), parameter=name) from None
+
+
+def with_store(data: Path | None, work: Callable[[SqlTaskStore], Awaitable[T]]) -> T:
+    """Run work on the server's database, which may be in use by a running server."""
+    from darkroom.tasks.sql import SqlTaskStore
+
+    configured = settings(data=data)
+
+    async def run() -> T:
+        store = await SqlTaskStore.open(database_url(configured))
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def database_url(configured: Settings) -> str:
+    """The configured database, or the SQLite file of the data folder, which is made if it is not there."""
+    if configured.database_url:
+        return configured.database_url
+    configured.data.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{configured.data / 'darkroom.db'}"
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """A table as wide as it needs to be when stdout is a pipe, so that nothing is cut for grep."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(columns)
+    table = Table(
+        title=title or None, box=box.SIMPLE_HEAD, title_justify="left", show_header=any(columns), pad_edge=False
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+
+
+def note(text: str) -> None:
+    """Something to know that is not the result: on stderr, so that stdout stays what was asked for."""
+    typer.echo(text, err=True)

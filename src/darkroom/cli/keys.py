@@ -1,0 +1,54 @@
+"""darkroom keys: who may use the server. Without any key it serves its own machine only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from darkroom.cli.common import DataOption, JsonOption, note, print_json, print_table, with_store
+
+app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
+
+
+@app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for; shown in lists.")],
+    data: DataOption = None,
+) -> None:
+    """Create a key and print it, once: only its hash is kept."""
+    key, plain = with_store(data, lambda store: store.keys.create(name))
+    typer.echo(plain)
+    note(
+        f"Key {key.prefix}… for {name!r}, shown this once. A server with keys accepts it at once; one that was started "
+        "without any asks for keys from its next start."
+    )
+
+
+@app.command("list")
+def list_keys(data: DataOption = None, json: JsonOption = False) -> None:
+    """List the keys: how each begins, its name, when it was made, last used and revoked."""
+    found = with_store(data, lambda store: store.keys.list())
+    rows = [
+        {
+            "id": key.id,
+            "begins": key.prefix,
+            "name": key.name,
+            "created": f"{key.created_at:%Y-%m-%d %H:%M}",
+            "last used": f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "",
+            "revoked": f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else "",
+        }
+        for key in found
+    ]
+    if json:
+        return print_json(rows)
+    print_table("", ("id", "begins", "name", "created", "last used", "revoked"), (row.values() for row in rows))
+
+
+@app.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Its id, or how it begins (dk_…).")], data: DataOption = None
+) -> None:
+    """Revoke a key: from now on it opens nothing. What was made with it stays."""
+    revoked = with_store(data, lambda store: store.keys.revoke(key))
+    typer.echo(f"Revoked {revoked.prefix}… ({revoked.name}).")

@@ -1,0 +1,118 @@
+"""Every setting of a server, read once from the environment (DARKROOM_…) and an optional settings file.
+
+No other module reads the environment. `docs/settings.md` lists them; a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from darkroom.errors import ConfigurationError
+
+
+class DType(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class EngineKind(StrEnum):
+    CHILD = "child"  # a supervised process of its own: what a server uses
+    LOCAL = "local"  # in this process: `darkroom generate`
+    FAKE = "fake"  # no torch: draws a pattern; for work on the API and the playground
+
+
+class Settings(BaseSettings):
+    """Frozen. Names are the environment's without DARKROOM_ and in lower case; seconds, bytes and pixels by name."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="forbid", toml_file="darkroom.toml")
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs a key.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    data: Path = Field(Path("darkroom-data"), description="Folder for the database, pictures, adapters.")
+    public_url: str = Field("", description="Base of the URLs given to clients; empty: the address of the request.")
+    database_url: str = Field("", description="PostgreSQL URL; empty: SQLite in the data folder.")
+    media_url: str = Field("", description="Bucket for pictures (s3://, gs://, az://); empty: the data folder.")
+    models: Path = Field(Path("~/.cache/darkroom/models"), description="Folder of installed weights.")
+    embedded: Path | None = Field(None, description="Folder of the embedded model; unset: the one in the package.")
+    faces: Path | None = Field(None, description="Face detector, an .onnx file or its folder; unset: faces in models.")
+    safety: Path | None = Field(None, description="Safety classifier, a folder; unset: safety in models.")
+    engine: EngineKind = Field(EngineKind.CHILD, description="Where the engine runs: child, local or fake.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps; several with commas.")
+    dtype: DType = Field(DType.AUTO, description="auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.")
+    memory_bytes: int = Field(0, ge=0, description="Weights kept in memory at most; 0: what the device has.")
+    offload: bool = Field(False, description="Move each part to the device only while it works (small GPUs).")
+    max_rows: int = Field(16, ge=1, description="Images in flight in one engine at most.")
+    max_tokens: int = Field(65536, ge=256, description="Tokens in one forward pass at most.")
+    kv_bank_bytes: int = Field(2 << 30, ge=0, description="Reference K/V kept between tasks.")
+    text_cache_entries: int = Field(64, ge=0, description="Prompt embeddings kept between tasks.")
+    share_references: bool = Field(False, description="Let keys share reference K/V of equal images.")
+    queue_limit: int = Field(1000, ge=1, description="Tasks waiting in total at most.")
+    queue_limit_per_key: int = Field(200, ge=1, description="Tasks waiting per key at most.")
+    concurrent_tasks: int = Field(8, ge=1, description="Tasks one server works on at once.")
+    lease_seconds: float = Field(20.0, gt=0, description="A task whose worker is silent for so long is taken over.")
+    grace_seconds: float = Field(8.0, ge=0, description="Time running tasks get to finish when the server stops.")
+    keep_seconds: int = Field(7 * 86400, ge=60, description="Pictures and records are kept so long by default.")
+    allow_private_urls: bool = Field(False, description="Let callers' URLs point to private and loopback addresses.")
+    fetch_seconds: float = Field(20.0, gt=0, description="Time for fetching one input image.")
+    fetch_bytes: int = Field(50 << 20, ge=1, description="Size of one input image at most.")
+    image_pixels: int = Field(64 << 20, ge=1, description="Pixels of one input image at most.")
+    body_bytes: int = Field(128 << 20, ge=1, description="Size of one request or socket message at most.")
+    cors_origins: str = Field("*", description="Origins a browser may call from: * or a comma-separated list.")
+    webhook_secret: str = Field("", description="Secret (whsec_…) that signs webhooks in the Standard Webhooks form.")
+    callback_secret: str = Field("", description="Secret that signs Runflow callbacks.")
+    sync_seconds: float = Field(25.0, gt=0, description="Longest wait of a Runflow sync_mode request.")
+    inline_outputs: bool = Field(False, description="Answer Runflow sync_mode with data URIs instead of URLs.")
+    metadata: bool = Field(True, description="Write the parameters into the picture's file.")
+    default_acceleration: str = Field("", description="acceleration when a request names none; empty: the card's.")
+    log_format: str = Field("text", pattern="^(text|json)$", description="text or json.")
+    huggingface_token: str = Field("", description="Token for gated repositories.")
+
+    @property
+    def faces_folder(self) -> Path:
+        return (self.faces or self.models / "faces").expanduser()
+
+    @property
+    def safety_folder(self) -> Path:
+        return (self.safety or self.models / "safety").expanduser()
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The optional parts that are installed: "faces", "safety"."""
+        faces = self.faces_folder.is_file() or any(self.faces_folder.glob("*.onnx"))
+        safety = (self.safety_folder / "config.json").is_file()
+        return frozenset({name for name, there in (("faces", faces), ("safety", safety)) if there})
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over the environment, the environment over the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def unknown_names() -> list[str]:
+    """Names of the environment that look like settings and are none: a typing error, most likely."""
+    known = {f"DARKROOM_{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith("DARKROOM_") and name not in known)
+
+
+def load(**arguments: object) -> Settings:
+    """Settings from arguments (None: not given), the environment and darkroom.toml. Raises ConfigurationError."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"DARKROOM_{name.upper()}: {first['msg']}.", parameter=name) from None

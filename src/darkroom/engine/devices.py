@@ -1,0 +1,95 @@
+"""Which device and number format an engine works in, and what memory that leaves."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from typing import Any
+
+import torch
+
+from darkroom.errors import ConfigurationError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SPARE = 0.15  # share of a GPU's memory that weights leave to activations when no budget is set
+
+
+def pick_device(name: str) -> torch.device:
+    """auto (a GPU if there is one), cpu, cuda, cuda:N or mps. Raises ConfigurationError for what is not here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        known = "auto, cpu, cuda, cuda:N or mps"
+        raise ConfigurationError(f"There is no device '{name}': use {known}.", parameter="device")
+    device = torch.device("cuda:0" if name == "cuda" else name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigurationError(f"Device '{name}' is not here: {found} CUDA devices were found.", parameter="device")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigurationError("Device 'mps' is not here: it needs a Mac with Apple silicon.", parameter="device")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """fp32, bf16, or auto: bf16 on a GPU; fp32 on a CPU, where a picture then never depends on its batch."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise ConfigurationError(f"There is no dtype '{name}': use auto, fp32 or bf16.", parameter="dtype")
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return next(name for name, known in DTYPES.items() if known is dtype)
+
+
+def placement(module: Any) -> tuple[torch.device, torch.dtype]:
+    """Where a module is and in what format. diffusers' own .device and .dtype walk through every layer to say it."""
+    parameter = next(module.parameters())
+    return parameter.device, parameter.dtype
+
+
+def weights_budget(device: torch.device, memory_bytes: int) -> int:
+    """Bytes that weights may take: what was asked for, else what the device has without the spare part."""
+    if memory_bytes > 0:
+        return memory_bytes
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * (1 - SPARE))
+    return sys.maxsize
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes this process holds now: allocated on a GPU, resident at its highest on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    return _resident_bytes()
+
+
+def start_peak(device: torch.device) -> None:
+    """Forget the peak so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory in use since start_peak; on a CPU since the process began."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes()
+
+
+def wait_for(device: torch.device) -> None:
+    """Until everything asked of the device is done, so that a clock read afterwards is true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _resident_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,119 @@
+"""What a pool and an engine process say to each other: length-prefixed msgpack over a socket, data only.
+
+A frame is a 4-byte big-endian length and that many bytes of msgpack. Both sides use blocking sockets on threads of
+their own, so that a 12 MB picture never passes through an event loop.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Final, TypeVar
+
+import msgspec
+
+from darkroom.engine.spec import EngineSpec
+from darkroom.types import EngineEvent, EngineStatus, Job
+
+MAX_FRAME: Final = 2 << 30  # bytes; a job with ten references of 64 Mpixels has just under 2 GB
+LENGTH = struct.Struct(">I")
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
+    """From the pool to the engine."""
+
+
+class Start(Command, frozen=True, kw_only=True, tag="start"):
+    """The first frame of a connection: which engine to build."""
+
+    spec: EngineSpec
+
+
+class Run(Command, frozen=True, kw_only=True, tag="run"):
+    job: Job
+
+
+class Cancel(Command, frozen=True, kw_only=True, tag="cancel"):
+    job: str
+
+
+class Warm(Command, frozen=True, kw_only=True, tag="warm"):
+    card: str
+
+
+class Report(Command, frozen=True, kw_only=True, tag="report"):
+    """Asks for the status; the answer carries the same number."""
+
+    number: int
+
+
+class Stop(Command, frozen=True, kw_only=True, tag="stop"):
+    """Leave after the step that runs."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="message"):
+    """From the engine to the pool."""
+
+
+class Ready(Message, frozen=True, kw_only=True, tag="ready"):
+    """The engine takes jobs."""
+
+
+class Told(Message, frozen=True, kw_only=True, tag="told"):
+    events: tuple[EngineEvent, ...]
+
+
+class Reported(Message, frozen=True, kw_only=True, tag="reported"):
+    number: int
+    status: EngineStatus
+
+
+class Beat(Message, frozen=True, kw_only=True, tag="beat"):
+    """Sent every second. step_seconds: how long the step that runs has taken so far, 0 when idle."""
+
+    step_seconds: float
+
+
+AnyCommand = Start | Run | Cancel | Warm | Report | Stop
+AnyMessage = Ready | Told | Reported | Beat
+
+Frame = TypeVar("Frame")
+
+encoder = msgspec.msgpack.Encoder()
+commands: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
+messages: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def send(sock: socket.socket, frame: AnyCommand | AnyMessage) -> None:
+    """Write one frame, blocking. Raises OSError when the other side is gone."""
+    body = encoder.encode(frame)
+    if len(body) > MAX_FRAME:
+        raise ValueError(f"a frame of {len(body)} bytes is over the limit of {MAX_FRAME}")
+    sock.sendall(LENGTH.pack(len(body)))
+    sock.sendall(body)
+
+
+def receive(sock: socket.socket, decoder: msgspec.msgpack.Decoder[Frame]) -> Frame | None:
+    """Read one frame, blocking; None when the other side closed. Raises msgspec.DecodeError for what is none."""
+    header = _read(sock, LENGTH.size)
+    if header is None:
+        return None
+    (length,) = LENGTH.unpack(header)
+    if length > MAX_FRAME:
+        raise msgspec.DecodeError(f"a frame of {length} bytes is over the limit of {MAX_FRAME}")
+    body = _read(sock, length)
+    return None if body is None else decoder.decode(body)
+
+
+def _read(sock: socket.socket, count: int) -> bytearray | None:
+    buffer = bytearray(count)
+    view = memoryview(buffer)
+    while view:
+        try:
+            got = sock.recv_into(view)
+        except ConnectionError:
+            return None
+        if not got:
+            return None
+        view = view[got:]
+    return buffer

@@ -1,0 +1,102 @@
+"""Which engine to build, as data: what a server hands to the process that runs it.
+
+Importing this loads no torch; build_engine does, in the process that calls it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from darkroom.engine.fake import FakeEngine
+from darkroom.types import EngineEvent, EngineStatus, Job, Value
+
+if TYPE_CHECKING:  # a child process gets a spec and has no use for settings
+    from darkroom.config import Settings
+
+
+class Make(StrEnum):
+    """Whose pictures: a model's, or the fake's drawings."""
+
+    MODEL = "model"
+    FAKE = "fake"
+
+
+class EngineSpec(Value, frozen=True, kw_only=True):
+    """Everything build_engine needs. The fields are those of Settings; step_ms: of the fake, per step."""
+
+    make: Make
+    models: str = ""
+    embedded: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    memory_bytes: int = 0
+    offload: bool = False
+    max_rows: int = 16
+    max_tokens: int = 65536
+    kv_bank_bytes: int = 2 << 30
+    text_cache_entries: int = 64
+    faces: str = ""
+    safety: str = ""
+    step_ms: float = 0.0
+
+
+def engine_spec(settings: Settings, device: str) -> EngineSpec:
+    """The engine that the settings ask for, on one of their devices."""
+    return EngineSpec(
+        make=Make.FAKE if settings.engine.value == Make.FAKE.value else Make.MODEL,
+        models=str(settings.models.expanduser()),
+        embedded=str(settings.embedded.expanduser()) if settings.embedded else None,
+        device=device,
+        dtype=settings.dtype,
+        memory_bytes=settings.memory_bytes,
+        offload=settings.offload,
+        max_rows=settings.max_rows,
+        max_tokens=settings.max_tokens,
+        kv_bank_bytes=settings.kv_bank_bytes,
+        text_cache_entries=settings.text_cache_entries,
+        faces=str(settings.faces_folder),
+        safety=str(settings.safety_folder),
+    )
+
+
+class SteppedEngine(Protocol):
+    """What the model's engine and the fake have in common: all that a pool knows of an engine."""
+
+    @property
+    def idle(self) -> bool: ...
+
+    def add(self, job: Job) -> None: ...
+
+    def cancel(self, job_id: str) -> None: ...
+
+    def step(self) -> list[EngineEvent]: ...
+
+    def status(self) -> EngineStatus: ...
+
+    def warm(self, card_id: str) -> None: ...
+
+
+def build_engine(spec: EngineSpec) -> SteppedEngine:
+    """The engine of a spec. Raises what loading it raises; the model's takes seconds."""
+    if spec.make is Make.FAKE:
+        return FakeEngine(step_ms=spec.step_ms, max_rows=spec.max_rows)
+    from darkroom.catalog.catalog import load_catalog
+    from darkroom.catalog.installed import Installed
+    from darkroom.engine.engine import Engine, EngineOptions
+
+    options = EngineOptions(
+        device=spec.device,
+        dtype=spec.dtype,
+        memory_bytes=spec.memory_bytes,
+        offload=spec.offload,
+        max_rows=spec.max_rows,
+        max_tokens=spec.max_tokens,
+        kv_bank_bytes=spec.kv_bank_bytes,
+        text_cache_entries=spec.text_cache_entries,
+        faces=spec.faces,
+        safety=spec.safety,
+    )
+    embedded = Path(spec.embedded) if spec.embedded else None
+    return Engine(load_catalog(), Installed(Path(spec.models), embedded), options)

@@ -1,0 +1,274 @@
+// The playground: one form, one stage, three views. Everything it does goes through the public API.
+
+import * as api from "./api.js";
+import { Code } from "./code.js";
+import { $, h, local, toast } from "./dom.js";
+import { Form } from "./form.js";
+import { Gallery } from "./gallery.js";
+import { Loras } from "./loras.js";
+import { readParameters } from "./metadata.js";
+import { References } from "./references.js";
+import { toTask } from "./request.js";
+import { Running } from "./running.js";
+import { Seed } from "./seed.js";
+import { Size } from "./size.js";
+import { Viewer } from "./viewer.js";
+
+const EXAMPLES = ["a red circle above a blue square", "a large yellow star on a night sky", "a green triangle left of an orange heart on a meadow",
+  "a small white circle and a purple cross on a beach", "three pink hearts on a grey background"];
+const STORED_FORM = "darkroom-form";
+const HISTORY = "darkroom-prompts";
+
+const state = { cards: [], card: null, schema: null, adapters: [], ready: false };
+const changed = () => { if (state.ready) { remember(); if (!$("code").hidden) code.render(); } };
+const form = new Form($("fields"), changed);
+const size = new Size($("size"), changed);
+const seed = new Seed($("seed"), changed);
+const references = new References($("references"), changed);
+const loras = new Loras($("loras"), changed);
+const actions = {
+  seed: (value) => { seed.write(value); toast("Seed set."); },
+  reference: (picture) => { references.put({ source: picture.image_id, preview: local(picture.url), name: picture.record.prompt }); view("make"); toast("Added as reference."); },
+  again: (record) => restore(toTask(record.request), record.model, "", record.references).then(() => { seed.write(""); generate(); }),
+  restore: (record, picture) => restore(toTask(record.request), record.model, picture?.seed, record.references).then(() => { view("make"); $("prompt").focus(); toast("Settings restored."); }),
+  open: (picture) => { actions.restore(picture.record, picture); viewer.add(picture.record); viewer.show(picture); },
+};
+const viewer = new Viewer($("viewer"), $("strip"), actions);
+const gallery = new Gallery($("gallery"), actions);
+const running = new Running($("running"), finished);
+const code = new Code($("code"), () => ({ body: body(), runflow: runflow() }));
+
+async function start() {
+  try {
+    const [{ items, demo }, known] = await Promise.all([api.cards(), api.adapters()]);
+    Object.assign(state, { cards: items, adapters: known.items });
+    banner(demo);
+    gallery.models(items);
+    $("model").replaceChildren(...items.map((card) => h("option", { value: card.id, disabled: !card.available }, card.available ? card.name : `${card.name} (not installed)`)));
+    const stored = JSON.parse(sessionStorage.getItem(STORED_FORM) ?? "null");
+    await choose(stored?.model ?? items.find((card) => card.preferred && card.available)?.id ?? items.find((card) => card.available)?.id);
+    if (stored) await restore(stored, stored.model);
+    state.ready = true;
+    $("generate").disabled = false;
+    running.resume();
+    connected(true);
+  } catch (error) {
+    connected(false);
+    if (error.status === 401) $("key-dialog").showModal();
+    else toast(error.message);
+  }
+}
+
+async function choose(id) {
+  state.card = state.cards.find((card) => card.id === id) ?? state.cards[0];
+  state.schema = await api.schema(state.card.id);
+  $("model").value = state.card.id;
+  $("model-note").textContent = state.card.description;
+  if ($("connection").classList.contains("on")) connected(true);
+  form.show(state.schema);
+  size.show(state.schema, state.card.start);
+  references.show(state.schema);
+  loras.show(state.schema, state.adapters);
+  changed();
+}
+
+/** The Runware task of the form as it stands. */
+function body() {
+  const task = { taskType: "imageInference", taskUUID: crypto.randomUUID?.() ?? uuid(), model: state.card.id, positivePrompt: $("prompt").value.trim(), ...size.values(), ...form.values(), includeCost: true };
+  if (seed.value() !== undefined) task.seed = Number(seed.value());
+  if (references.values().length) task.inputs = { referenceImages: references.values() };
+  if (loras.values().length) task.lora = loras.values();
+  return task;
+}
+
+/** The same as a Runflow run, where Runflow knows the model. */
+function runflow() {
+  const images = references.values();
+  const model = state.card.runflow.find((entry) => entry.edit === images.length > 0);
+  if (!model) return null;
+  const task = body();
+  const input = { prompt: task.positivePrompt, ...size.values(), num_images: task.numberResults, num_inference_steps: task.steps, seed: task.seed,
+    output_format: { JPG: "jpeg", PNG: "png", WEBP: "webp" }[task.outputFormat] ?? "jpeg", image_urls: images.length ? images.map(absolute) : undefined };
+  return { model: model.id, input: JSON.parse(JSON.stringify(input)) };
+}
+
+// Runflow takes addresses, not ids: a picture of this server has one.
+const absolute = (source) => (/^[0-9a-f-]{36}$/.test(source) ? new URL(references.items.find((item) => item.source === source)?.preview ?? source, location).href : source);
+
+async function generate() {
+  if (!state.ready) return;
+  clearErrors();
+  const task = body();
+  if (!task.positivePrompt) return refuse({ fields: { positivePrompt: "Describe the picture first." }, message: "" });
+  rememberPrompt(task.positivePrompt);
+  view("make");
+  try {
+    const request = { ...task, deliveryMethod: "async" };
+    const answer = await api.send(request);
+    code.exchanged([request], answer);
+    running.watch(task.taskUUID, task.positivePrompt, task.numberResults ?? 1);
+    connected(true);
+  } catch (error) {
+    code.exchanged([task], error.body ?? { message: error.message });
+    if (error.status === 401) $("key-dialog").showModal();
+    refuse(error);
+  }
+}
+
+function finished(record) {
+  for (const result of record.results) if (result.seed !== undefined) seed.used(result.seed);
+  code.exchange = { request: code.exchange?.request ?? record.wire, response: record };
+  viewer.add(record);
+  if (record.status === "cancelled") toast("Cancelled.");
+  const fault = record.fault ?? record.results.find((result) => result.fault)?.fault;
+  if (fault) refuse({ message: fault.message, fields: fault.parameter ? { [fault.parameter]: fault.message } : {} });
+}
+
+/** Put a refusal where it belongs: at its field, or above the form. */
+function refuse({ fields, message }) {
+  const rest = form.errors(fields);
+  const shown = [];
+  for (const [path, text] of Object.entries(rest)) {
+    if (path === "positivePrompt") { promptError(text); $("prompt").focus(); }
+    else if (path === "width" || path === "height") size.error(text);
+    else if (path === "seed") seed.error(text);
+    else if (path.startsWith("inputs")) references.error(text);
+    else if (path.startsWith("lora")) loras.error(text);
+    else shown.push(text);
+  }
+  if (!Object.keys(fields).length) shown.push(message);
+  $("form-error").textContent = shown.join(" ");
+  $("form-error").hidden = !shown.length;
+}
+
+function promptError(text) {
+  $("prompt-error").textContent = text;
+  $("prompt-error").hidden = !text;
+  text ? $("prompt").setAttribute("aria-invalid", "true") : $("prompt").removeAttribute("aria-invalid");
+}
+
+function clearErrors() {
+  form.errors({});
+  promptError("");
+  for (const part of [size, seed, references]) part.error("");
+  $("form-error").hidden = true;
+}
+
+/**
+ * Bring the form back to a task. oneSeed: of the picture that was clicked, when the task made several.
+ * addresses: {image id: URL}, to show references that are stored pictures.
+ */
+async function restore(wire, model, oneSeed, addresses = {}) {
+  if (model && model !== state.card.id && state.cards.some((card) => card.id === model && card.available)) await choose(model);
+  $("prompt").value = wire.positivePrompt ?? "";
+  form.write(wire);
+  if (wire.width) size.write(wire);
+  seed.write(oneSeed ?? wire.seed ?? "");
+  if (oneSeed !== undefined && wire.numberResults > 1) form.write({ ...wire, numberResults: 1 });
+  loras.replace(wire.lora ?? []);
+  references.replace((wire.inputs?.referenceImages ?? []).map((source, i) => ({ source, preview: source.startsWith("data:") ? source : local(addresses[source]) ?? null, name: `image ${i + 1}` })));
+}
+
+function remember() {
+  const { taskUUID, ...task } = body();
+  try {
+    sessionStorage.setItem(STORED_FORM, JSON.stringify(task));
+  } catch {
+    sessionStorage.removeItem(STORED_FORM); // large references do not fit; the form then starts afresh
+  }
+}
+
+function rememberPrompt(prompt) {
+  const prompts = [prompt, ...prompts_().filter((one) => one !== prompt)].slice(0, 30);
+  localStorage.setItem(HISTORY, JSON.stringify(prompts));
+}
+
+const prompts_ = () => JSON.parse(localStorage.getItem(HISTORY) ?? "[]");
+
+function toggleHistory(open = $("history-list").hidden) {
+  const list = $("history-list");
+  const use = (prompt) => { $("prompt").value = prompt; toggleHistory(false); $("prompt").focus(); changed(); };
+  list.replaceChildren(...(prompts_().length ? prompts_().map((prompt) => h("li", { role: "option", tabindex: 0, "aria-selected": "false", onclick: () => use(prompt),
+    onkeydown: (event) => { if (event.key === "Enter") { event.preventDefault(); use(prompt); } if (event.key === "Escape") { toggleHistory(false); $("history").focus(); } } }, prompt)) : [h("li", { role: "option", "aria-selected": "false" }, "Nothing yet.")]));
+  list.hidden = !open;
+  $("history").setAttribute("aria-expanded", String(open));
+  if (open) list.querySelector("[tabindex]")?.focus();
+}
+
+function view(name) {
+  for (const one of ["make", "gallery", "code"]) {
+    $(one).hidden = one !== name;
+    $(`view-${one}`).setAttribute("aria-pressed", String(one === name));
+  }
+  if (name === "gallery") gallery.refresh();
+  if (name === "code") code.render();
+}
+
+function banner(demo) {
+  $("demo").hidden = !demo;
+  if (demo) $("demo").replaceChildren(h("b", {}, "Demo mode. "), "The small embedded model draws these pictures: simple shapes on simple backgrounds. For the real ones: ", h("code", {}, demo));
+}
+
+function connected(yes) {
+  $("connection").classList.toggle("on", yes);
+  $("connection-text").textContent = yes ? state.card?.name ?? "Connected" : "Not connected";
+}
+
+async function heartbeat() {
+  try {
+    const response = await fetch("/health");
+    const was = $("connection").classList.contains("on");
+    connected(response.ok);
+    if (response.ok && !state.cards.length) start();
+    else if (!was && response.ok) toast("Connected again.");
+  } catch {
+    connected(false);
+  }
+}
+
+// Plain http on another host has no randomUUID.
+function uuid() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, "$1-$2-$3-$4-$5");
+}
+
+function theme(next) {
+  document.documentElement.dataset.theme = next;
+  localStorage.setItem("darkroom-theme", next);
+}
+
+for (const name of ["make", "gallery", "code"]) $(`view-${name}`).addEventListener("click", () => view(name));
+$("form").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
+$("form").addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target.tagName === "INPUT" && !event.ctrlKey && !event.metaKey) event.preventDefault(); });
+document.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("key-dialog").open) { event.preventDefault(); generate(); } });
+$("model").addEventListener("change", () => choose($("model").value));
+$("prompt").addEventListener("input", () => { promptError(""); changed(); });
+$("example").addEventListener("click", () => { const at = EXAMPLES.indexOf($("prompt").value); $("prompt").value = EXAMPLES[(at + 1) % EXAMPLES.length]; promptError(""); changed(); });
+$("history").addEventListener("click", () => toggleHistory());
+$("key-button").addEventListener("click", () => $("key-dialog").showModal());
+$("key-dialog").addEventListener("close", () => {
+  if ($("key-dialog").returnValue === "use") api.key.set($("key").value.trim());
+  if ($("key-dialog").returnValue === "forget") api.key.set("");
+  $("key").value = "";
+  start();
+});
+$("theme").addEventListener("click", () => {
+  const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  theme(dark ? "light" : "dark");
+});
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", async (event) => {
+  event.preventDefault();
+  const file = event.dataTransfer?.files[0];
+  if (!file) return;
+  const parameters = await readParameters(file);
+  if (parameters?.prompt) restore(toTask({ ...parameters, count: 1, references: [] }), parameters.model, parameters.seed).then(() => { view("make"); toast("Settings restored from the picture."); });
+  else toast(`${file.name} carries no Darkroom settings. Drop it on “Reference images” to use it as one.`);
+});
+const stored = localStorage.getItem("darkroom-theme");
+if (stored) theme(stored);
+start();
+setInterval(heartbeat, 5000);

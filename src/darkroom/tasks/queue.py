@@ -1,0 +1,125 @@
+"""Order and bounds of the queue: what the stores share.
+
+The rule of the queue: the owner with the fewest running tasks is next, among equals the one whose last claim is
+longest ago, and of one owner the oldest task. So a key that submits a thousand tasks delays another key's first
+by one turn, not by a thousand.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Final
+
+from darkroom.errors import Conflict, LeaseLost, NotFound, Overloaded
+from darkroom.tasks.ids import uuid7
+from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status
+from darkroom.tasks.task import Claim, Delivery, Fault, NewTask, Owed, Task
+from darkroom.types import Value
+
+MINUTE: Final = timedelta(minutes=1)
+PENDING: Final = "pending"
+ENGINE_LOST: Final = Fault(
+    code="engine_lost",
+    message=f"The engine died {MAX_ATTEMPTS} times while it worked on this task; it is not tried again.",
+)
+UNKNOWN_PACE_SECONDS: Final = 10  # what to wait when nothing was finished lately
+LONGEST_WAIT_SECONDS: Final = 60
+
+
+class OwnerTurn(Value, frozen=True, kw_only=True):
+    """One owner's place in the queue. last_claim: microseconds, 0 for never. queued: its task ids, oldest first."""
+
+    running: int
+    last_claim: int
+    queued: tuple[str, ...]
+
+
+def position(turns: Iterable[OwnerTurn], task_id: str) -> int:
+    """How many tasks are claimed before this one while nothing ends and nothing is added; 0 when it is not queued."""
+    order = [(turn.running, turn.last_claim, turn.queued[0], 0, turn) for turn in turns]
+    if not any(task_id in turn.queued for *_, turn in order):
+        return 0
+    heapq.heapify(order)
+    clock = max((turn.last_claim for *_, turn in order), default=0)
+    for claimed in range(sum(len(turn.queued) for *_, turn in order)):
+        running, _, first, taken, turn = heapq.heappop(order)
+        if first == task_id:
+            return claimed
+        if taken + 1 < len(turn.queued):
+            clock += 1
+            heapq.heappush(order, (running + 1, clock, turn.queued[taken + 1], taken + 1, turn))
+    return 0
+
+
+def check_room(
+    *, waiting: int, limit: int, waiting_of_owner: int, limit_of_owner: int, finished_last_minute: int
+) -> None:
+    """Raises Overloaded when the owner's queue or the whole one is full."""
+    if waiting_of_owner >= limit_of_owner:
+        raise Overloaded(
+            f"This key has {waiting_of_owner} tasks waiting, as many as it may; try again later.",
+            retry_after_seconds=_retry_after(finished_last_minute),
+        )
+    if waiting >= limit:
+        raise Overloaded(
+            f"The server has {waiting} tasks waiting, as many as it takes; try again later.",
+            retry_after_seconds=_retry_after(finished_last_minute),
+        )
+
+
+def _retry_after(finished_last_minute: int) -> int:
+    """Until about one place is free, at the pace of the last minute."""
+    if finished_last_minute == 0:
+        return UNKNOWN_PACE_SECONDS
+    return max(1, min(LONGEST_WAIT_SECONDS, round(60 / finished_last_minute)))
+
+
+def client_ref(new: NewTask) -> str | None:
+    """options["client_ref"] as far as it can be searched for: a text of at most 255 characters."""
+    found = new.options.get("client_ref")
+    return found if isinstance(found, str) and len(found) <= 255 and "\0" not in found else None
+
+
+# The values a store makes, and the errors it raises
+
+
+def accepted(new: NewTask, task_id: str, now: datetime) -> Task:
+    return Task(
+        id=task_id,
+        owner=new.owner,
+        dialect=new.dialect,
+        external_id=new.external_id,
+        status=Status.QUEUED,
+        request=new.request,
+        wire=new.wire,
+        options=new.options,
+        created_at=now,
+        ttl_seconds=new.ttl_seconds,
+    )
+
+
+def delivery(task_id: str, owed: Owed, now: datetime, *, automatic: bool) -> Delivery:
+    """Due at once."""
+    return Delivery(
+        id=uuid7(now),
+        task_id=task_id,
+        owed=owed,
+        state=PENDING,
+        created_at=now,
+        next_at=now,
+        automatic=automatic,
+    )
+
+
+def unknown() -> NotFound:
+    return NotFound("There is no task with this identifier.", what="task")
+
+
+def used(new: NewTask) -> Conflict:
+    return Conflict(f"A task with the identifier {new.external_id} exists already; use a new one.")
+
+
+def lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(f"Worker {claim.worker} no longer holds task {claim.task.id}.")

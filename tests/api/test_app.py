@@ -1,0 +1,178 @@
+"""What holds for every route: the mode header, CORS, bounded bodies, errors that tell nothing they should not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from darkroom.tasks.sql import SqlTaskStore
+from tests.api.servers import TestServer, serving
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/cards", "/ii/none.jpg", "/docs", "/", "/nothing"])
+async def test_every_answer_says_what_draws(server: TestServer, path: str) -> None:
+    async with server.client() as client:
+        assert (await client.get(path)).headers["darkroom-model"] == "embedded"
+
+
+async def test_a_browser_may_call_from_anywhere_by_default(server: TestServer) -> None:
+    async with server.client(Origin="https://app.example") as client:
+        answer = await client.post("/v1", json=[{"taskType": "ping", "ping": True}])
+        asked = await client.options(
+            "/v1",
+            headers={"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"},
+        )
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert asked.status_code == 200
+    assert "authorization" in asked.headers["access-control-allow-headers"].lower()
+
+
+async def test_origins_can_be_limited_or_switched_off(tmp_path: Path) -> None:
+    async with serving(tmp_path / "a", cors_origins="https://one.example") as server:
+        async with server.client(Origin="https://one.example") as client:
+            assert (await client.get("/health")).headers["access-control-allow-origin"] == "https://one.example"
+        async with server.client(Origin="https://two.example") as client:
+            assert "access-control-allow-origin" not in (await client.get("/health")).headers
+    async with serving(tmp_path / "b", cors_origins="") as server, server.client(Origin="https://a.example") as client:
+        assert "access-control-allow-origin" not in (await client.get("/health")).headers
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_body_that_is_too_large(tmp_path: Path, announced: bool) -> None:
+    async def parts() -> Any:
+        for _ in range(20):
+            yield b"x" * 1000
+
+    async with serving(tmp_path, body_bytes=10_000) as server, server.client() as client:
+        for path in ("/v1", "/v1/asset-uploads"):
+            content = b"x" * 20_000 if announced else parts()
+            response = await client.post(path, content=content)
+            assert response.status_code == 413
+            told = response.json()["errors"][0] if path == "/v1" else response.json()
+            assert told["message"] == "The request is larger than this server takes."
+
+
+async def test_other_methods_and_addresses(server: TestServer) -> None:
+    async with server.client() as client:
+        wrong = await client.get("/v1")
+        assert wrong.status_code == 405
+        assert wrong.json()["errors"][0]["code"] == "unsupportedMethod"
+        nowhere = await client.get("/v1/nothing")
+        assert nowhere.status_code == 404
+        assert (nowhere.json()["code"], nowhere.json()["errors"]) == ("NOT_FOUND", None)
+
+
+async def test_a_failure_of_ours_tells_a_number_and_nothing_else(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("secret path /root/x.py")
+
+    monkeypatch.setattr(SqlTaskStore, "recent", broken)
+    async with server.client() as client:
+        flat = await client.get("/v1/tasks")
+    task = await server.post(
+        {"taskType": "accountManagement", "taskUUID": "5e1d2bde-c882-4900-9d4d-0669648c8a8a", "operation": "getDetails"}
+    )
+    for response in (flat, task):
+        assert response.status_code == 500
+        assert "secret" not in response.text
+        assert "Its log has the details under" in response.text
+    assert flat.json()["code"] == "INTERNAL_ERROR"
+    assert task.json()["errors"][0]["code"] == "internalServerError"
+
+
+async def test_health_readiness_and_metrics_need_no_key(locked: TestServer) -> None:
+    async with locked.client() as client:
+        assert (await client.get("/health")).json() == {"status": "ok", "version": "0.1.0", "model": "embedded"}
+        ready = await client.get("/ready")
+        assert ready.status_code == 200
+        assert ready.json()["components"] == {"database": "ok", "engine": "ok"}
+        metrics = (await client.get("/metrics")).text
+    assert 'darkroom_tasks{status="queued"} 0.0' in metrics
+    assert "darkroom_http_requests_total" in metrics
+
+
+async def test_a_picture_by_its_address(server: TestServer) -> None:
+    made = await server.post(
+        {
+            "taskType": "imageInference",
+            "taskUUID": "5e1d2bde-c882-4900-9d4d-0669648c8a8a",
+            "model": "runware:400@4",
+            "positivePrompt": "a boat",
+            "width": 128,
+            "height": 128,
+            "outputFormat": "PNG",
+        }
+    )
+    address = made.json()["data"][0]["imageURL"]
+    async with server.client() as client:
+        picture = await client.get(address)
+        head = await client.head(address)
+        known = await client.get(address, headers={"If-None-Match": picture.headers["etag"]})
+        other_type = await client.get(address.replace(".png", ".jpg"))
+        unknown = await client.get(address[:-8] + "0000.png")
+    assert picture.headers["content-type"] == "image/png"
+    assert picture.content.startswith(b"\x89PNG")
+    assert "immutable" in picture.headers["cache-control"]
+    assert head.status_code == 200
+    assert head.content == b""
+    assert known.status_code == 304
+    assert other_type.status_code == unknown.status_code == 404
+
+
+async def test_a_picture_is_cached_no_longer_than_it_is_kept(server: TestServer) -> None:
+    made = await server.post(
+        {
+            "taskType": "imageInference",
+            "taskUUID": "5e1d2bde-c882-4900-9d4d-0669648c8a8a",
+            "model": "runware:400@4",
+            "positivePrompt": "a boat",
+            "width": 128,
+            "height": 128,
+            "ttl": 60,
+        }
+    )
+    async with server.client() as client:
+        picture = await client.get(made.json()["data"][0]["imageURL"])
+    age = int(picture.headers["cache-control"].partition("max-age=")[2].split(",")[0])
+    assert 0 < age <= 60
+
+
+async def test_the_manual_and_the_models_pages(server: TestServer) -> None:
+    async with server.client() as client:
+        index = (await client.get("/docs")).text
+        assert "/docs/api/runware" in index
+        manual = await client.get("/docs/api/runware")
+        assert 'id="errors"' in manual.text
+        model = await client.get("/docs/models/bfl-flux-2-klein-4b-base")
+        assert 'id="request-acceleratoroptions-cacheendstep"' in model.text
+        assert (await client.get("/docs/../pyproject")).status_code == 404
+        assert (await client.get("/docs/%2e%2e/README")).status_code == 404
+    assert "default-src 'none'" in manual.headers["content-security-policy"]
+
+
+async def test_every_documentation_link_of_an_error_leads_somewhere(server: TestServer) -> None:
+    response = await server.post(
+        {
+            "taskType": "imageInference",
+            "taskUUID": "5e1d2bde-c882-4900-9d4d-0669648c8a8a",
+            "model": "runware:400@5",
+            "positivePrompt": "",
+            "width": 100,
+            "height": 128,
+            "acceleratorOptions": {"fbCacheThreshold": 3},
+            "lora": [{"model": "x", "weight": 9}],
+            "nonsense": 1,
+        }
+    )
+    errors = response.json()["errors"]
+    assert len(errors) == 5
+    async with server.client() as client:
+        for error in errors:
+            address, _, anchor = error["documentation"].partition("#")
+            page = await client.get(address)
+            assert page.status_code == 200
+            assert f'id="{anchor}"' in page.text or not anchor

@@ -1,0 +1,85 @@
+"""Installed adapters: found by name for those who may use them, and only real adapter files are taken in."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from darkroom.catalog.adapters import Adapter, Adapters, check_adapter_file
+from darkroom.errors import Conflict, NotFound, WeightsError
+
+
+def write_safetensors(path: Path, keys: list[str], *, cut: int = 0) -> Path:
+    entries = {key: {"dtype": "F32", "shape": [4], "data_offsets": [16 * i, 16 * i + 16]} for i, key in enumerate(keys)}
+    header = json.dumps(entries).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(16 * len(keys))
+    path.write_bytes(data[: len(data) - cut])
+    return path
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Adapters:
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    return Adapters(folder)
+
+
+def test_an_added_adapter_is_found_in_any_case_by_its_owner_only(adapters: Adapters, tmp_path: Path) -> None:
+    source = write_safetensors(tmp_path / "new", ["blocks.0.lora_A.weight"])
+    kept = adapters.add(Adapter(id="acme:1@2", name="Ink", stem="", owner="anna"), source)
+    assert adapters.find("ACME:1@2", "anna") == kept
+    assert adapters.path(kept).read_bytes()[8:9] == b"{"
+    assert not source.exists()
+    assert len(kept.sha256) == 64
+    with pytest.raises(NotFound):
+        adapters.find("acme:1@2", "bob")
+    assert adapters.all("bob") == ()
+
+
+def test_a_file_dropped_into_the_folder_belongs_to_everybody(adapters: Adapters) -> None:
+    write_safetensors(adapters.folder / "pencil.safetensors", ["a.lora_down.weight"])
+    assert adapters.find("pencil", "bob").id == "pencil"
+
+
+def test_an_id_is_taken_once(adapters: Adapters, tmp_path: Path) -> None:
+    adapters.add(Adapter(id="acme:1@2", name="Ink", stem=""), write_safetensors(tmp_path / "a", ["x.lora_A.weight"]))
+    with pytest.raises(Conflict):
+        adapters.add(
+            Adapter(id="ACME:1@2", name="Ink", stem=""), write_safetensors(tmp_path / "b", ["x.lora_A.weight"])
+        )
+
+
+def test_no_id_leaves_the_folder(adapters: Adapters, tmp_path: Path) -> None:
+    source = write_safetensors(tmp_path / "a", ["x.lora_A.weight"])
+    kept = adapters.add(Adapter(id="../../etc/passwd", name="x", stem=""), source)
+    assert adapters.path(kept).parent == adapters.folder.absolute()
+
+
+def test_a_removed_adapter_is_gone(adapters: Adapters, tmp_path: Path) -> None:
+    kept = adapters.add(Adapter(id="a:1@1", name="x", stem=""), write_safetensors(tmp_path / "a", ["x.lora_A.weight"]))
+    adapters.remove(kept)
+    assert list(adapters.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04 a zip, as pickles come in", struct.pack("<Q", 1 << 40) + b"{}", struct.pack("<Q", 4) + b"nope"],
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="no safetensors file"):
+        check_adapter_file(path)
+
+
+def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cut off"):
+        check_adapter_file(write_safetensors(tmp_path / "file", ["x.lora_A.weight"], cut=3))
+
+
+def test_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="not a LoRA"):
+        check_adapter_file(write_safetensors(tmp_path / "file", ["blocks.0.weight"]))

@@ -1,0 +1,181 @@
+"""Every command line ends in a status and, when it is wrong, in one line that names the option and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+from darkroom.cli.app import app, run
+from tests.cli.commands import Command
+
+DOCS = (Path(__file__).parent.parent.parent / "docs" / "cli.md").read_text()
+
+
+def every_command() -> list[tuple[str, object]]:
+    root = typer.main.get_command(app)
+    found: list[tuple[str, object]] = []
+
+    def walk(name: str, command: object) -> None:
+        inner = getattr(command, "commands", {})
+        if not inner or getattr(command, "invoke_without_command", False):
+            found.append((name, command))
+        for key, sub in inner.items():
+            walk(f"{name} {key}", sub)
+
+    walk("darkroom", root)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), every_command(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_command_and_option_is_in_the_manual(name: str, command: object) -> None:
+    section = DOCS.partition(f"## {' '.join(name.split()[:2])}")[2].partition("\n## ")[0]
+    assert section, name
+    assert f"`{name}" in section or f"## {name}" in DOCS
+    for parameter in command.params:  # type: ignore[attr-defined]
+        for option in [o for o in (*parameter.opts, *parameter.secondary_opts) if o.startswith("-") and o != "--help"]:
+            assert f"`{option}`" in section, f"{name} {option}"
+
+
+def test_the_manual_names_no_option_that_is_gone() -> None:
+    import re
+
+    known = {"--help", "-h"}
+    for _, command in every_command():
+        for parameter in command.params:  # type: ignore[attr-defined]
+            known |= {*parameter.opts, *parameter.secondary_opts}
+    assert set(re.findall(r"`(--?[a-z-]+)`", DOCS)) <= known
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("generate x --steps 99", "--steps must be between 1 and 50; 99 was given."),
+        ("generate x --steps 0", "--steps must be between 1 and 50; 0 was given."),
+        ("generate x --steps abc", "--steps"),
+        ("generate x --size 100x128", "--size: width must be between 128 and 2048, in multiples of 16; 100 was given."),
+        (
+            "generate x --size 128x130",
+            "--size: height must be between 128 and 2048, in multiples of 16; 130 was given.",
+        ),
+        ("generate x --size big", "--size must be WIDTHxHEIGHT in pixels, for example 1024x768; 'big' was given."),
+        ("generate x --cfg 30", "--cfg must be between 1 and 20, in multiples of 0.01; 30.0 was given."),
+        ("generate x --cfg 2.555", "--cfg must be between 1 and 20, in multiples of 0.01"),
+        ("generate x --seed -1", "--seed must be between 0 and 9223372036854776000; -1 was given."),
+        ("generate x -n 21", "--number must be between 1 and 20; 21 was given."),
+        ("generate x --quality 100", "--quality must be between 20 and 99; 100 was given."),
+        ("generate x --preview -1", "--preview"),
+        ("generate x --format tiff", "--format must be one of 'JPG', 'PNG', 'WEBP'."),
+        ("generate x --format jpg", "--format JPG does not go with --output out.png."),
+        ("generate x -o out.tiff", "--output must end in .png, .jpg, .jpeg, .webp; 'out.tiff' was given."),
+        ("generate x -o nowhere/out.png", "--output: there is no folder nowhere."),
+        ("generate x -o folder.png", "--output: folder.png cannot be written."),
+        ("generate x --sampler Eular", "Did you mean 'Euler'?"),
+        ("generate x --acceleration warp", "--acceleration must be one of 'none', 'low', 'medium', 'high'."),
+        ("generate x --model sd15", "--model: There is no model 'sd15' here. Known models: bfl:6@1, runware:400@1"),
+        ("generate x -m bfl:6@1 --negative y", "--negative is not available for FLUX.2 [flex] (bfl:6@1)."),
+        ("generate x -m bfl:6@1 --size 128x128", "--size: width must be between 256 and 2048"),
+        ("generate x --ref nothing.png", "--ref: nothing.png cannot be read: No such file or directory."),
+        ("generate x --ref text.png", "--ref: text.png: "),
+        ("generate x -r a -r b -r c -r d -r e", "--ref must have between 1 and 4 entries; it has 5."),
+        ("generate x --lora acme:1@1=strong", "--lora must be ID or ID=WEIGHT with a number from -4 to 4"),
+        ("generate x --lora acme:1@1=5", "--lora must be between -4 and 4, in multiples of 0.01; 5.0 was given."),
+        ("generate x --lora acme:1@1", "--lora: There is no adapter 'acme:1@1' here."),
+        ("generate", "Missing argument 'PROMPT'."),
+        ("generate x --stepz 4", "No such option: --stepz"),
+        ("frobnicate", "No such command 'frobnicate'."),
+        ("serve --port 99999", "--port: Input should be less than or equal to 65535."),
+        ("serve --dtype int8", "--dtype: Input should be 'auto', 'fp32' or 'bf16'."),
+        ("models show sd15", "There is no model 'sd15' here."),
+        ("pull sd15", "There is no model 'sd15' here."),
+        ("pull runware:400@5 --link", "--link goes with --from DIR."),
+        ("pull runware:400@5 --from nowhere", "--from: there is no folder nowhere."),
+        ("tasks list --limit 0", "--limit"),
+        ("keys create", "Missing argument 'NAME'."),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(command: Command, tmp_path: Path, arguments: str, says: str) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    ended = command(*arguments.split())
+    assert ended.status == 2
+    assert ended.out == ""
+    assert ended.error.count("\n") == 1
+    assert ended.error.startswith("darkroom: ")
+    assert says in ended.error
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("tasks show 0190", "There is no task '0190' here"),
+        ("keys revoke dk_nothing", "dk_nothing"),
+        ("lora remove acme:1@1", "There is no adapter 'acme:1@1' here"),
+    ],
+)
+def test_what_is_not_there_is_one_line_and_status_1(command: Command, arguments: str, says: str) -> None:
+    ended = command(*arguments.split())
+    assert ended.status == 1
+    assert says in ended.error.splitlines()[-1]
+
+
+def test_settings_of_the_environment_are_named_as_such(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_PORT", "99999")
+    assert command("models").error.startswith("darkroom: DARKROOM_PORT: Input should be less than or equal")
+
+
+def test_ctrl_c(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("darkroom.catalog.catalog.load_catalog", interrupt)
+    assert command("models").status == 130
+
+
+def test_version(command: Command) -> None:
+    assert command("version").out.startswith("darkroom 0.")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["models", "-h"], ["generate", "--help"], []])
+def test_help_is_not_an_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status = run(arguments)
+    assert status == (0 if arguments else 2)
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_light_commands_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from darkroom.cli.app import run; run(['models', 'schema', 'runware:400@5']); "
+        "print([m for m in ('torch', 'diffusers', 'fastapi', 'sqlalchemy', 'huggingface_hub') if m in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_models(command: Command, installed: Callable[[str], None]) -> None:
+    ended = command("models")
+    assert ended.status == 0
+    assert "runware:400@6" in ended.out
+    assert "the embedded model serves every card" in ended.error
+    installed("black-forest-labs--FLUX.2-klein-base-4B")
+    listed = {row["id"]: row for row in json.loads(command("models", "list", "--json").out)}
+    assert listed["runware:400@5"]["installed"] is True
+    assert listed["runware:400@4"]["installed"] is False
+    assert listed["runware:400@4"]["bytes"] == 16_000_000_000
+    assert command("models").error == ""
+
+
+def test_models_show_and_schema(command: Command) -> None:
+    shown = command("models", "show", "BFL-flux-2-klein-4b-base").out
+    assert "black-forest-labs/FLUX.2-klein-base-4B" in shown
+    assert "128 to 2048, step 16" in shown
+    schema = json.loads(command("models", "schema", "runware:400@6").out)
+    assert schema["properties"]["steps"]["default"] == 4

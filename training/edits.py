@@ -1,0 +1,259 @@
+"""Edits: one to four reference scenes, an instruction, and the scene that it asks for.
+
+Everything the instruction does not name stays where and what it was, background included, so a program can check both
+halves of an
+edit: the change was made, the rest was kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from zlib import crc32
+
+import numpy as np
+
+from training.captions import (
+    HELD_OUT_ONE_IN,
+    PLACE_WORDS,
+    POSITIONS,
+    RADIUS,
+    RADIUS_OF_THREE,
+    RELATION_WORDS,
+    Kind,
+    careful,
+    ground,
+    noun,
+    pick,
+)
+from training.draw import BACKGROUNDS, SHAPES, VISIBLE, Scene, Thing
+
+
+class Change(StrEnum):
+    """What an edit does."""
+
+    RECOLOUR = "recolour"
+    REPLACE = "replace"
+    ADD = "add"
+    REMOVE = "remove"
+    MOVE = "move"
+    RESIZE = "resize"
+    BACKGROUND = "background"
+    COMBINE = "combine"  # two references: the thing of one, the background of the other
+    GATHER = "gather"  # two or three references: their things in a row on the background of the first
+    GATHER_ON = "gather_on"  # three or four references: the things of all but the last on the background of the last
+
+
+MIX = {
+    Change.RECOLOUR: 0.17,
+    Change.REPLACE: 0.16,
+    Change.ADD: 0.11,
+    Change.REMOVE: 0.08,
+    Change.MOVE: 0.10,
+    Change.RESIZE: 0.05,
+    Change.BACKGROUND: 0.13,
+    Change.COMBINE: 0.10,
+    Change.GATHER: 0.07,
+    Change.GATHER_ON: 0.03,
+}
+ONE_REFERENCE = tuple(Change)[:7]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """references: what is given, in order; target: what is asked for."""
+
+    text: str
+    references: tuple[Scene, ...]
+    target: Scene
+    change: Change
+
+
+def sample_edit(rng: np.random.Generator, change: Change | None = None, held_out: bool = False) -> Edit:
+    """One edit; held_out draws from scenes and instructions that training never meets together."""
+    wanted = change
+    while True:
+        change = wanted or pick(rng, tuple(MIX), tuple(MIX.values()))
+        edit = EDITS[change](rng)
+        key = edit.text + "|".join(f"{t.colour} {t.shape}" for scene in edit.references for t in scene.things)
+        if (crc32(key.encode()) % HELD_OUT_ONE_IN == 0) == held_out:
+            return edit
+
+
+def _source(
+    rng: np.random.Generator, kinds: tuple[Kind, ...] = (Kind.ONE, Kind.ONE, Kind.RELATION, Kind.PAIR)
+) -> Scene:
+    """A scene whose things differ in shape, so that a shape word names one of them."""
+    while True:
+        scene = careful(rng, pick(rng, kinds)).scene
+        if rng.random() < 0.5:  # careful() prefers plain grounds; edits should meet all of them alike
+            scene = replace(scene, background=pick(rng, BACKGROUNDS))
+        if len({t.shape for t in scene.things}) == len(scene.things) and all(
+            t.colour in VISIBLE[scene.background] for t in scene.things
+        ):
+            return scene
+
+
+def _named(rng: np.random.Generator, thing: Thing) -> str:
+    return pick(rng, (f"the {thing.shape}", f"the {thing.colour} {thing.shape}"))
+
+
+def _swap(scene: Scene, index: int, thing: Thing) -> Scene:
+    return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))
+
+
+def _recolour(rng: np.random.Generator) -> Edit:
+    scene = _source(rng)
+    index = int(rng.integers(len(scene.things)))
+    thing = scene.things[index]
+    colour = pick(rng, tuple(c for c in VISIBLE[scene.background] if c != thing.colour))
+    name = _named(rng, thing)
+    text = pick(
+        rng,
+        (
+            f"make {name} {colour}",
+            f"change the color of {name} to {colour}",
+            f"turn {name} {colour}",
+            f"recolor {name} to {colour}",
+        ),
+    )
+    return Edit(text, (scene,), _swap(scene, index, replace(thing, colour=colour)), Change.RECOLOUR)
+
+
+def _replace(rng: np.random.Generator) -> Edit:
+    scene = _source(rng)
+    index = int(rng.integers(len(scene.things)))
+    thing = scene.things[index]
+    shape = pick(rng, tuple(s for s in SHAPES if s not in {t.shape for t in scene.things}))
+    name = _named(rng, thing)
+    if rng.random() < 0.5:
+        made = replace(thing, shape=shape)
+        text = pick(
+            rng, (f"turn {name} into a {shape}", f"change {name} to a {shape}", f"replace {name} with a {shape}")
+        )
+    else:
+        made = replace(thing, shape=shape, colour=pick(rng, VISIBLE[scene.background]))
+        text = f"replace {name} with {noun(replace(made, size='medium'))}"
+    return Edit(text, (scene,), _swap(scene, index, made), Change.REPLACE)
+
+
+def _add(rng: np.random.Generator) -> Edit:
+    scene = _source(rng, (Kind.RELATION,))
+    index = int(rng.integers(2))
+    new, kept = scene.things[index], scene.things[1 - index]
+    across, up = new.x - kept.x, new.y - kept.y
+    relation = ("right" if across > 0 else "left") if abs(across) > abs(up) else ("below" if up > 0 else "above")
+    place = {"above": "at the top", "below": "at the bottom"}.get(relation, f"on the {relation}")
+    where = pick(rng, (f"{RELATION_WORDS[relation][0]} the {kept.shape}", place))
+    return Edit(f"add {noun(new)} {where}", (replace(scene, things=(kept,)),), scene, Change.ADD)
+
+
+def _remove(rng: np.random.Generator) -> Edit:
+    scene = _source(rng, (Kind.RELATION, Kind.PAIR, Kind.ROW))
+    index = int(rng.integers(len(scene.things)))
+    text = f"{pick(rng, ('remove', 'erase', 'delete'))} {_named(rng, scene.things[index])}"
+    return Edit(text, (scene,), replace(scene, things=scene.things[:index] + scene.things[index + 1 :]), Change.REMOVE)
+
+
+def _move(rng: np.random.Generator) -> Edit:
+    scene = _source(rng, (Kind.ONE,))
+    thing = scene.things[0]
+    thing = replace(thing, radius=min(thing.radius, 0.21))
+    scene = replace(scene, things=(thing,))
+    place = pick(rng, tuple(p for p, (x, y) in POSITIONS.items() if abs(x - thing.x) + abs(y - thing.y) > 0.2))
+    x, y = POSITIONS[place]
+    goal = pick(rng, PLACE_WORDS[place]).replace("on ", "to ").replace("at ", "to ").replace("in ", "to ")
+    made = replace(thing, x=x, y=y)
+    return Edit(f"move {_named(rng, thing)} {goal}", (scene,), replace(scene, things=(made,)), Change.MOVE)
+
+
+def _resize(rng: np.random.Generator) -> Edit:
+    scene = _source(rng, (Kind.ONE,))
+    thing = replace(scene.things[0], x=0.5, y=0.5)
+    grow = rng.random() < 0.5
+    before, after = (RADIUS["medium"], RADIUS["large"]) if grow else (RADIUS["medium"], RADIUS["small"])
+    source = replace(scene, things=(replace(thing, radius=before),))
+    target = replace(scene, things=(replace(thing, radius=after),))
+    word = pick(rng, ("larger", "bigger") if grow else ("smaller",))
+    return Edit(f"make {_named(rng, thing)} {word}", (source,), target, Change.RESIZE)
+
+
+def _background(rng: np.random.Generator) -> Edit:
+    scene = _source(rng)
+    colours = {t.colour for t in scene.things}
+    name = pick(
+        rng,
+        tuple(b for b in BACKGROUNDS if b != scene.background and colours <= set(VISIBLE[b])) or (scene.background,),
+    )
+    words = ground(rng, name)
+    text = pick(
+        rng, (f"put it {words}", f"change the background: {words}", f"place {_named(rng, scene.things[0])} {words}")
+    )
+    return Edit(text, (scene,), replace(scene, background=name, detail=int(rng.integers(1 << 30))), Change.BACKGROUND)
+
+
+def _combine(rng: np.random.Generator) -> Edit:
+    while True:
+        one, two = _source(rng, (Kind.ONE,)), _source(rng, (Kind.ONE,))
+        if one.background != two.background and one.things[0].colour in VISIBLE[two.background]:
+            break
+    if rng.random() < 0.4:
+        two = replace(two, things=())
+    order = rng.random() < 0.7  # usually the thing comes first
+    a, b = (1, 2) if order else (2, 1)
+    what = pick(rng, (f"the {one.things[0].shape}", "the object"))
+    text = pick(
+        rng,
+        (f"put {what} of image {a} on the background of image {b}", f"{what} from image {a} in the scene of image {b}"),
+    )
+    return Edit(text, (one, two) if order else (two, one), replace(two, things=one.things), Change.COMBINE)
+
+
+def _gather(rng: np.random.Generator) -> Edit:
+    count = 2 if rng.random() < 0.7 else 3
+    scenes = _singles(rng, count)
+    things = tuple(_in_row(scene.things[0], i, count) for i, scene in enumerate(scenes))
+    names = " and ".join(f"image {i + 1}" for i in range(2)) if count == 2 else "image 1, image 2 and image 3"
+    text = f"put the objects of {names} {'side by side' if count == 2 else 'in a row'}"
+    return Edit(text, tuple(scenes), replace(scenes[0], things=things), Change.GATHER)
+
+
+def _gather_on(rng: np.random.Generator) -> Edit:
+    count = 2 if rng.random() < 0.6 else 3
+    scenes = _singles(rng, count)
+    colours = {scene.things[0].colour for scene in scenes}
+    ground_name = pick(rng, tuple(b for b in BACKGROUNDS if colours <= set(VISIBLE[b])))
+    last = Scene((), ground_name, int(rng.integers(1 << 30)))
+    things = tuple(_in_row(scene.things[0], i, count) for i, scene in enumerate(scenes))
+    names = "image 1 and image 2" if count == 2 else "image 1, image 2 and image 3"
+    text = f"put the objects of {names} on the background of image {count + 1}"
+    return Edit(text, (*scenes, last), replace(last, things=things), Change.GATHER_ON)
+
+
+def _singles(rng: np.random.Generator, count: int) -> list[Scene]:
+    """Scenes of one thing each, all visible on the background of the first and on some common one."""
+    while True:
+        scenes = [_source(rng, (Kind.ONE,)) for _ in range(count)]
+        colours = {scene.things[0].colour for scene in scenes}
+        if colours <= set(VISIBLE[scenes[0].background]) and not {"black", "white"} <= colours:
+            return scenes
+
+
+def _in_row(thing: Thing, index: int, count: int) -> Thing:
+    """The thing at its place in a row of two or three."""
+    places, radius = ((0.27, 0.73), 0.15) if count == 2 else ((0.19, 0.5, 0.81), RADIUS_OF_THREE)
+    return replace(thing, x=places[index], y=0.5, radius=radius, size="medium")
+
+
+EDITS = {
+    Change.RECOLOUR: _recolour,
+    Change.REPLACE: _replace,
+    Change.ADD: _add,
+    Change.REMOVE: _remove,
+    Change.MOVE: _move,
+    Change.RESIZE: _resize,
+    Change.BACKGROUND: _background,
+    Change.COMBINE: _combine,
+    Change.GATHER: _gather,
+    Change.GATHER_ON: _gather_on,
+}

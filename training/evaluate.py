@@ -1,0 +1,221 @@
+"""Measure what the variants can do: held-out prompts, pictures judged by `check`, a table against the bars and one
+JSON line.
+
+python -m training.evaluate --embedded src/darkroom/embedded          # what is shipped
+python -m training.evaluate --runs runs --stage pictures               # a stage in training
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
+
+from training.captions import ONE, THREE, TWO, Kind, Sample, pick, sample
+from training.check import Verdict, judge, look, same_scene
+from training.draw import Pixels, render
+from training.edits import ONE_REFERENCE, Change, sample_edit
+from training.model import build_text_encoder, build_transformer, install_kv
+from training.sample import Sampler
+from training.tokens import TEXT_TOKENS
+
+BARS = {"one": 95.0, "two": 85.0, "three": 70.0, "edit": 80.0}  # percent fully right
+NEAR_BASE = 8.0  # points that distilled and kv may stay below base
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a variant is used."""
+
+    steps: int
+    guidance: float
+
+
+SETTINGS = {"base": Setting(28, 3.5), "distilled": Setting(4, 1.0), "kv": Setting(4, 1.0), "flex": Setting(12, 2.5)}
+
+
+def from_run(runs: Path, stage: str) -> Sampler:
+    """A sampler over the averaged weights of a training stage."""
+    tokenizer = Qwen2Tokenizer.from_pretrained(runs / "tokenizer")
+    state = torch.load(runs / stage / "weights.pt", weights_only=True)
+    transformer, encoder = build_transformer(), build_text_encoder(len(tokenizer))
+    transformer.load_state_dict(state["transformer"])
+    encoder.load_state_dict(state["encoder"])
+    if stage == "kv":
+        install_kv(transformer)
+    vae = AutoencoderKLFlux2.from_pretrained(runs / "vae" / "vae")
+    return Sampler(transformer.eval(), encoder.eval(), tokenizer, vae.eval(), kv=stage == "kv")
+
+
+class Spread(torch.nn.Module):
+    """Presents an exported 28-layer encoder as the three layers that `text_states` reads."""
+
+    def __init__(self, encoder: torch.nn.Module, layers: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.encoder, self.layers = encoder, layers
+
+    def model(self, **inputs: object) -> object:
+        out = self.encoder(**inputs)
+        out.hidden_states = (None, *(out.hidden_states[k] for k in self.layers))
+        return out
+
+
+def from_package(folder: Path, variant: str) -> Sampler:
+    """A sampler over the exported folders, in float32."""
+    transformer = Flux2Transformer2DModel.from_pretrained(folder / variant / "transformer", torch_dtype=torch.float32)
+    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    if variant == "flex":
+        from training.flex import flex_sampler
+
+        return flex_sampler(folder, transformer.eval(), vae.eval())
+    if variant == "kv":
+        install_kv(transformer)
+    encoder = Qwen3ForCausalLM.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
+    return Sampler(transformer.eval(), Spread(encoder.eval(), (9, 18, 27)), tokenizer, vae.eval(), kv=variant == "kv")
+
+
+def held_out(kinds: tuple[Kind, ...], count: int, seed: int = 2024) -> list[Sample]:
+    """Careful captions that training never sees."""
+    rng = np.random.default_rng(seed)
+    return [sample(rng, pick(rng, kinds), loose=0.0, held_out=True) for _ in range(count)]
+
+
+def captions(
+    sampler: Sampler, setting: Setting, kinds: tuple[Kind, ...], count: int, side: int = 256
+) -> dict[str, float]:
+    """Percent of held-out captions for which each claim holds, and for which all do."""
+    samples = held_out(kinds, count)
+    verdicts: list[Verdict] = []
+    for start in range(0, count, 24):
+        part = samples[start : start + 24]
+        pictures = sampler.draw([s.text for s in part], side, side, setting.steps, setting.guidance, seed=start)
+        verdicts += [judge(look(picture), s.claims) for picture, s in zip(pictures, part, strict=True)]
+    names = [*Verdict.__dataclass_fields__, "right"]
+    return {name: round(100 * float(np.mean([getattr(v, name) for v in verdicts])), 1) for name in names}
+
+
+def edits(
+    sampler: Sampler, setting: Setting, count: int, changes: tuple[Change, ...] = ONE_REFERENCE, side: int = 256
+) -> dict[str, float]:
+    """Percent of held-out edits after which the picture shows exactly the scene asked for, per kind of change and
+    over all."""
+    rng = np.random.default_rng(77)
+    right: dict[str, list[bool]] = {}
+    for index in range(-(-count // len(changes))):
+        for change in changes:
+            edit = sample_edit(rng, change, held_out=True)
+            given = [[render(scene, side, side) for scene in edit.references]]
+            picture = sampler.draw(
+                [edit.text], side, side, setting.steps, setting.guidance, seed=index, references=given
+            )[0]
+            seen = look(picture)
+            tolerance = 0.12 if change in (Change.ADD, Change.MOVE) else 0.09
+            right.setdefault(change.value, []).append(same_scene(seen, edit.target, tolerance))
+    table = {name: round(100 * float(np.mean(values)), 1) for name, values in right.items()}
+    return {**table, "right": round(100 * float(np.mean([v for values in right.values() for v in values])), 1)}
+
+
+def negatives(sampler: Sampler, setting: Setting, count: int = 48) -> dict[str, float]:
+    """How often a colour and a shape appear without and with a negative prompt that names them, in percent of
+    pictures."""
+
+    def share(prompt: str, negative: str, hit: Callable[[Pixels], bool]) -> float:
+        pictures = [
+            p
+            for start in range(0, count, 24)
+            for p in sampler.draw(
+                [prompt] * min(24, count - start),
+                256,
+                256,
+                setting.steps,
+                setting.guidance,
+                seed=500 + start,
+                negative=negative,
+            )
+        ]
+        return round(100 * float(np.mean([hit(p) for p in pictures])), 1)
+
+    table = {}
+    for word, prompt in (("red", "a circle"), ("blue", "a star"), ("circle", "a red shape"), ("heart", "a pink shape")):
+
+        def hit(picture: Pixels, word: str = word) -> bool:
+            return any(word in (t.colour, t.shape) for t in look(picture).things)
+
+        table[f"{word} without"], table[f"{word} with"] = share(prompt, "", hit), share(prompt, word, hit)
+    return table
+
+
+def evaluate(name: str, sampler: Sampler, count: int, edit_count: int) -> dict[str, object]:
+    """All the figures of a variant."""
+    setting = SETTINGS[name]
+    report: dict[str, object] = {"variant": name, "steps": setting.steps, "guidance": setting.guidance, "count": count}
+    for label, kinds in (("one", ONE), ("two", TWO), ("three", THREE)):
+        report[label] = captions(sampler, setting, kinds, count)
+        print(name, label, json.dumps(report[label]), flush=True)  # the whole takes a while on a CPU
+    if edit_count:
+        report["edit"] = edits(sampler, setting, edit_count)
+        report["edit_several"] = edits(
+            sampler, setting, edit_count // 2, (Change.COMBINE, Change.GATHER, Change.GATHER_ON)
+        )
+    if name == "base":
+        report["negative"] = negatives(sampler, setting, count=max(8, count // 4))
+    if name == "flex":
+        report["guidance"] = {
+            str(g): captions(sampler, Setting(setting.steps, g), TWO, count)["right"] for g in (1.0, 2.0, 3.0, 5.0)
+        }
+    return report
+
+
+def table(reports: list[dict[str, object]]) -> str:
+    """A Markdown table of percentages fully right against the bars."""
+    lines = [
+        "| variant | steps | guidance | one | two | three | edit | several references |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        cells = [str(report["variant"]), str(report["steps"]), str(report["guidance"])]
+        for label in ("one", "two", "three", "edit", "edit_several"):
+            part = report.get(label)
+            cells.append(str(part["right"]) if isinstance(part, dict) else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(
+        f"| bar (base) | 28 | CFG | {BARS['one']} | {BARS['two']} | {BARS['three']} | {BARS['edit']} | {BARS['edit']} |"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--embedded", type=Path, default=Path("src/darkroom/embedded"))
+    parser.add_argument("--variants", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--runs", type=Path, help="evaluate a training run instead of the package")
+    parser.add_argument("--stage")
+    parser.add_argument("--as-variant", default="base")
+    parser.add_argument("--count", type=int, default=96)
+    parser.add_argument("--edits", type=int, default=56)
+    parser.add_argument("--text-tokens", type=int, default=TEXT_TOKENS)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    reports = []
+    names = [options.as_variant] if options.runs else [v for v in options.variants if (options.embedded / v).exists()]
+    for name in names:
+        sampler = from_run(options.runs, options.stage) if options.runs else from_package(options.embedded, name)
+        sampler.text_length = options.text_tokens
+        reports.append(evaluate(name, sampler, options.count, options.edits))
+        print(json.dumps(reports[-1]), flush=True)
+    print(table(reports))
+    if options.json:
+        options.json.write_text(json.dumps(reports, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What the transformers are trained to do: one function per objective, each returns a loss.
+
+flow: predict the velocity from noise to picture. guided: predict in one pass what a teacher says with classifier-free
+guidance.
+few_steps: go in one step where a guided teacher goes in several, at the noise levels that four-step sampling visits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training.batches import Batch
+from training.model import text_states, velocity
+from training.schedule import draw_sigma, sigmas
+
+
+@dataclass(slots=True)
+class Student:
+    """A transformer with its text encoder; kv: with the KV variant's masking; empty: ids and mask of the empty
+    prompt."""
+
+    transformer: nn.Module
+    encoder: nn.Module
+    empty: tuple[Tensor, Tensor]
+    kv: bool = False
+
+    def text(self, batch: Batch) -> Tensor:
+        """States of the batch's prompts."""
+        return text_states(self.encoder, batch.ids, batch.mask)
+
+    def taught(self, batch: Batch) -> Tensor:
+        """The same for a teacher, which may read another tokenizer's ids."""
+        if batch.teacher_ids is None or batch.teacher_mask is None:
+            return self.text(batch)
+        return text_states(self.encoder, batch.teacher_ids, batch.teacher_mask)
+
+    def no_text(self, batch: Batch) -> Tensor:
+        """States of the empty prompt, once per sample."""
+        length, count = batch.ids.shape[1], len(batch.ids)
+        ids, mask = (part[None, :length] for part in self.empty)
+        return text_states(self.encoder, ids, mask).expand(count, -1, -1)
+
+    def says(self, batch: Batch, noisy: Tensor, sigma: Tensor, text: Tensor, guidance: Tensor | None = None) -> Tensor:
+        return velocity(
+            self.transformer,
+            noisy,
+            sigma,
+            text,
+            batch.positions,
+            batch.references,
+            batch.reference_positions,
+            guidance,
+            self.kv,
+        )
+
+    @torch.no_grad()
+    def guided(self, batch: Batch, noisy: Tensor, sigma: Tensor, text: Tensor, empty: Tensor, scale: Tensor) -> Tensor:
+        """Velocity with classifier-free guidance at scale (n,): both branches in one forward."""
+        twice = Batch(
+            noisy,
+            batch.positions,
+            batch.ids,
+            batch.mask,
+            batch.weight,
+            None if batch.references is None else torch.cat([batch.references] * 2),
+            batch.reference_positions,
+        )
+        both = self.says(twice, torch.cat([noisy] * 2), torch.cat([sigma] * 2), torch.cat([text, empty])).float()
+        yes, no = both.chunk(2)
+        return no + scale.view(-1, 1, 1) * (yes - no)
+
+
+def squared(made: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error with a weight per token."""
+    return ((made.float() - target).square().mean(-1) * weight).mean()
+
+
+def flow(student: Student, batch: Batch, mean: float, spread: float, generator: torch.Generator) -> Tensor:
+    """Rectified flow: at sigma the input is (1 - sigma) picture + sigma noise, the target noise - picture."""
+    noise = torch.randn(batch.clean.shape, generator=generator)
+    sigma = draw_sigma(len(noise), mean, spread, generator)
+    s = sigma.view(-1, 1, 1)
+    return squared(
+        student.says(batch, (1 - s) * batch.clean + s * noise, sigma, student.text(batch)),
+        noise - batch.clean,
+        batch.weight,
+    )
+
+
+def guided(
+    student: Student,
+    teacher: Student,
+    batch: Batch,
+    mean: float,
+    spread: float,
+    generator: torch.Generator,
+    scales: tuple[float, float],
+    embedded: bool,
+) -> Tensor:
+    """Guidance distillation; scales is the range that guidance is drawn from, embedded says that the student is
+    told the value."""
+    noise = torch.randn(batch.clean.shape, generator=generator)
+    sigma = draw_sigma(len(noise), mean, spread, generator)
+    s = sigma.view(-1, 1, 1)
+    noisy = (1 - s) * batch.clean + s * noise
+    scale = scales[0] + (scales[1] - scales[0]) * torch.rand(len(noise), generator=generator)
+    with torch.no_grad():
+        target = teacher.guided(batch, noisy, sigma, teacher.taught(batch), teacher.no_text(batch), scale)
+    return squared(
+        student.says(batch, noisy, sigma, student.text(batch), scale if embedded else None), target, batch.weight
+    )
+
+
+def few_steps(
+    student: Student,
+    teacher: Student,
+    batch: Batch,
+    generator: torch.Generator,
+    scale: float,
+    steps: int = 4,
+    inner: tuple[int, ...] = (1, 1, 2, 3),
+) -> Tensor:
+    """Step distillation: the teacher walks from one of the sampler's noise levels to the next in several small
+    steps; the student's single velocity should land in the same place. inner: small steps for each of the large
+    ones. scale 0: a teacher without guidance."""
+    count, tokens = batch.clean.shape[:2]
+    levels = sigmas(steps, 256 if tokens < 256 else tokens)  # small grids stand in for 256 px
+    weights = torch.tensor([1.0, 1.0, 1.2, 1.6])[:steps]
+    place = int(torch.multinomial(weights, 1, generator=generator))
+    high, low = float(levels[place]), float(levels[place + 1])
+    noise = torch.randn(batch.clean.shape, generator=generator)
+    start = (1 - high) * batch.clean + high * noise
+    with torch.no_grad():
+        text, empty = teacher.taught(batch), teacher.no_text(batch)
+        path = torch.linspace(high, low, inner[place] + 1)
+        x = start
+        for now, then in zip(path[:-1].tolist(), path[1:].tolist(), strict=True):
+            sigma = torch.full((count,), now)
+            step = (
+                teacher.guided(batch, x, sigma, text, empty, torch.full((count,), scale))
+                if scale
+                else teacher.says(batch, x, sigma, text).float()
+            )
+            x = x + (then - now) * step
+        target = (start - x) / (high - low)
+    return squared(student.says(batch, start, torch.full((count,), high), student.text(batch)), target, batch.weight)

@@ -1,0 +1,152 @@
+"""Stage 2: pools of encoded scenes and edits, so that no training step has to draw or encode a picture.
+
+    python -m training.pool --vae runs/vae/vae --out runs/pools --groups one128 all128
+
+A group has one geometry: its file holds latents, references, captions and which latent tokens show an object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLFlux2
+from torch import Tensor
+
+from training.captions import Kind, sample
+from training.draw import Scene, render
+from training.edits import MIX, Change, sample_edit
+from training.runs import flush_denormals
+from training.vae import encode
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a pool holds. width, height: pixels. references: 0 for captions, else the number of reference pictures.
+    stretch: 2 for pictures that stand in for ones twice as large. loose: share of loose captions."""
+
+    count: int
+    width: int
+    height: int
+    references: int = 0
+    stretch: int = 1
+    kind: Kind | None = None
+    loose: float = 0.25
+
+
+GROUPS = {
+    "one128": Group(7000, 128, 128, stretch=2, kind=Kind.ONE, loose=0.15),
+    "all128": Group(16000, 128, 128, stretch=2),
+    "edit128": Group(3000, 128, 128, references=1, stretch=2),
+    "edit128x2": Group(700, 128, 128, references=2, stretch=2),
+    "all256": Group(3000, 256, 256),
+    "edit256": Group(900, 256, 256, references=1),
+    "edit256x2": Group(250, 256, 256, references=2),
+    "edit256x3": Group(80, 256, 256, references=3),
+    "edit256x4": Group(40, 256, 256, references=4),
+    "all192x256": Group(300, 192, 256),
+    "all256x192": Group(300, 256, 192),
+    "all256x128": Group(300, 256, 128),
+    "all128x256": Group(300, 128, 256),
+    "small128": Group(800, 128, 128),
+    "all320": Group(300, 320, 320),
+    "all384x192": Group(200, 384, 192),
+    "all512": Group(100, 512, 512),
+}
+
+
+def object_tokens(scenes: tuple[Scene, ...], height: int, width: int) -> Tensor:
+    """Which of height * width latent tokens touch the box of a thing in any of the scenes; bool."""
+    touched = torch.zeros(height, width, dtype=torch.bool)
+    side = min(height, width)
+    for scene in scenes:
+        for thing in scene.things:
+            x, y, r = thing.x * width, thing.y * height, thing.radius * side + 0.3
+            touched[max(int(y - r), 0) : int(y + r) + 1, max(int(x - r), 0) : int(x + r) + 1] = True
+    return touched.flatten()
+
+
+def build(group: Group, vae: AutoencoderKLFlux2, seed: int, batch: int = 48) -> dict[str, object]:
+    """Draws and encodes one group. latents: (n, 32, h/16, w/16) float16; references: (n, r, 32, h/16, w/16) or None."""
+    rng = np.random.default_rng(seed)
+    changes = tuple(c for c in MIX if group.references in COUNTS[c])
+    weights = np.array([MIX[c] for c in changes])
+    texts, tokens, latents, references = [], [], [], []
+    while len(texts) < group.count:
+        targets, sources = [], []
+        for _ in range(min(batch, group.count - len(texts))):
+            if group.references:
+                while True:
+                    edit = sample_edit(rng, changes[int(rng.choice(len(changes), p=weights / weights.sum()))])
+                    if len(edit.references) == group.references:
+                        break
+                targets.append(edit.target)
+                sources.extend(edit.references)
+                text, shown = edit.text, (edit.target, *(edit.references if group.references == 1 else ()))
+            else:
+                made = sample(rng, group.kind, group.loose)
+                targets.append(made.scene)
+                text, shown = made.text, (made.scene,)
+            texts.append(text)
+            tokens.append(object_tokens(shown, group.height // 16, group.width // 16))
+        latents.append(encode_scenes(vae, targets, group))
+        if sources:
+            made = encode_scenes(vae, sources, group)
+            references.append(made.view(len(targets), group.references, *made.shape[1:]))
+    return {
+        "texts": texts,
+        "objects": torch.stack(tokens),
+        "latents": torch.cat(latents),
+        "stretch": group.stretch,
+        "references": torch.cat(references) if references else None,
+    }
+
+
+COUNTS: dict[Change, tuple[int, ...]] = {
+    **dict.fromkeys(Change, (1,)),
+    Change.COMBINE: (2,),
+    Change.GATHER: (2, 3),
+    Change.GATHER_ON: (3, 4),
+}
+
+
+@torch.no_grad()
+def encode_scenes(vae: AutoencoderKLFlux2, scenes: list[Scene], group: Group) -> Tensor:
+    """Normalised latents of drawn scenes, float16."""
+    pictures = np.stack([render(scene, group.width, group.height) for scene in scenes])
+    tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return encode(vae, tensor.contiguous(memory_format=torch.channels_last)).half()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae"))
+    parser.add_argument("--out", type=Path, default=Path("runs/pools"))
+    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies every count: 10 or more for a long run")
+    options = parser.parse_args()
+    flush_denormals()
+    vae = AutoencoderKLFlux2.from_pretrained(options.vae).eval().to(memory_format=torch.channels_last)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.groups:
+        started, group = time.monotonic(), GROUPS[name]
+        scaled = Group(
+            max(1, int(group.count * options.scale)),
+            group.width,
+            group.height,
+            group.references,
+            group.stretch,
+            group.kind,
+            group.loose,
+        )
+        torch.save(build(scaled, vae, seed=100 + list(GROUPS).index(name)), options.out / f"{name}.pt")
+        print(f"{name}: {scaled.count} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

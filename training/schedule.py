@@ -1,0 +1,23 @@
+"""Noise levels: the schedule that FLUX.2 samples with, and the densities that training draws from."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from torch import Tensor
+
+
+def sigmas(steps: int, tokens: int) -> Tensor:
+    """The pipelines' noise levels for that many steps and latent tokens, from 1 down to 0: (steps + 1,)."""
+    mu = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
+    even = torch.from_numpy(np.linspace(1.0, 1 / steps, steps))
+    shifted = np.exp(mu) / (np.exp(mu) + (1 / even - 1))
+    return torch.cat([shifted, torch.zeros(1, dtype=torch.float64)]).float()
+
+
+def draw_sigma(count: int, mean: float, spread: float, generator: torch.Generator, uniform: float = 0.1) -> Tensor:
+    """Training noise levels (count,): logistic-normal, with a share drawn evenly."""
+    sigma = torch.sigmoid(mean + spread * torch.randn(count, generator=generator))
+    even = torch.rand(count, generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < uniform, even, sigma)

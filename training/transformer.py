@@ -1,0 +1,244 @@
+"""Stages 3 and later: the transformers. One command per stage, in the order of STAGES:
+
+    python -m training.transformer words --runs runs
+    python -m training.transformer grammar --runs runs        # each stage starts from the one that its entry names
+
+Reads runs/tokenizer and runs/pools, writes runs/<stage>: log.jsonl, checkpoint.pt (resume with --resume) and
+weights.pt (averaged)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Tokenizer
+
+from training.batches import Pool
+from training.flex import build_flex_encoder, encode_flex_prompts, flex_tokenizer
+from training.model import build_text_encoder, build_transformer, install_kv, plain_attention, split_parameters
+from training.objectives import Student, few_steps, flow, guided
+from training.optimiser import Average, BatchedMuon, cosine
+from training.runs import Run, Threads, flush_denormals
+
+GUIDANCE = 3.5  # of the base model, folded into the distilled ones
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One training run. start: the stage whose weights it begins with; mix: pool groups by weight; mean, spread: of
+    the noise levels;
+    tokens: transformer tokens per batch; edits_from: progress at which edits join; full_length: share of batches
+    with all 64 text tokens; objective: see `objectives`."""
+
+    start: str
+    steps: int
+    lr: float
+    mix: dict[str, float]
+    mean: float = 1.0
+    spread: float = 1.3
+    tokens: int = 3000
+    average: float = 0.998
+    floor: float = 0.05
+    full_length: float = 0.1
+    objective: str = "flow"
+    teacher: str = ""
+    edits_from: float = 0.0
+
+
+FULL = {
+    "all256": 0.5,
+    "edit256": 0.24,
+    "edit256x2": 0.07,
+    "edit256x3": 0.03,
+    "edit256x4": 0.02,
+    "all192x256": 0.03,
+    "all256x192": 0.03,
+    "all256x128": 0.03,
+    "all128x256": 0.03,
+    "small128": 0.03,
+    "all320": 0.03,
+    "all384x192": 0.02,
+    "all512": 0.02,
+}
+MOSTLY = {"all256": 0.8, "edit256": 0.15, "edit256x2": 0.02, "all192x256": 0.015, "all256x192": 0.015}
+GIVEN = {"all256": 0.25, "edit256": 0.4, "edit256x2": 0.2, "edit256x3": 0.08, "edit256x4": 0.05, "all192x256": 0.02}
+STAGES = {
+    "words": Stage("", 800, 4e-3, {"one128": 1.0}, mean=1.2, spread=1.1, average=0.99, floor=0.5),
+    "grammar": Stage("words", 1000, 4e-3, {"all128": 1.0, "one128": 0.1}, average=0.997, floor=0.5),
+    "scenes": Stage(
+        "grammar", 1100, 4e-3, {"all128": 1.0, "one128": 0.05, "edit128": 0.35, "edit128x2": 0.06}, average=0.997
+    ),
+    "pictures": Stage("scenes", 600, 3e-3, MOSTLY, mean=1.3, tokens=4000, average=0.995, full_length=0.4, floor=0.02),
+    "polish": Stage("pictures", 260, 2e-3, MOSTLY, mean=1.3, tokens=3000, average=0.99, full_length=0.4, floor=0.02),
+    "distilled": Stage(
+        "pictures",
+        400,
+        1.5e-3,
+        MOSTLY,
+        tokens=3000,
+        average=0.985,
+        full_length=0.4,
+        objective="few_steps",
+        teacher="pictures",
+    ),
+    "kv": Stage(
+        "distilled", 300, 1.5e-3, GIVEN, tokens=4000, average=0.985, full_length=0.4, objective="kv", teacher="pictures"
+    ),
+    "flex": Stage(
+        "pictures",
+        600,
+        2e-3,
+        FULL,
+        mean=1.3,
+        tokens=4000,
+        average=0.99,
+        full_length=1.0,
+        objective="flex",
+        teacher="pictures",
+    ),
+}
+
+
+def build(stage: str, runs: Path, tokenizer: Qwen2Tokenizer) -> tuple[nn.Module, nn.Module]:
+    """Transformer and text encoder for a stage, with the weights of the stage it starts from."""
+    flex = stage == "flex"
+    transformer = build_transformer(guidance_embeds=flex)
+    encoder = build_flex_encoder(len(flex_tokenizer(tokenizer))) if flex else build_text_encoder(len(tokenizer))
+    start = STAGES[stage].start
+    if start:
+        load(transformer, encoder, runs / start / "weights.pt", partly=flex)
+    return transformer, encoder
+
+
+def load(transformer: nn.Module, encoder: nn.Module, path: Path, partly: bool = False) -> None:
+    """Loads the averaged weights of a stage. partly: the flex model takes what it shares with the base model; what
+    is new to it starts at zero (guidance) or fresh (the Mistral layers have no query and key norms)."""
+    state = torch.load(path, weights_only=True)
+    missing = transformer.load_state_dict(state["transformer"], strict=not partly)
+    if partly:
+        assert all("guidance" in key for key in missing.missing_keys) and not missing.unexpected_keys
+        with torch.no_grad():
+            for name, parameter in transformer.named_parameters():
+                if "guidance_embedder.linear_2" in name:
+                    parameter.zero_()
+            own = encoder.state_dict()
+            for name, value in state["encoder"].items():
+                if name in own:
+                    own[name][: len(value)].copy_(value)  # its vocabulary is the shared one with a few marks behind
+    else:
+        encoder.load_state_dict(state["encoder"])
+
+
+def objective(
+    stage: Stage, student: Student, teacher: Student | None, pool: Pool, generator: torch.Generator
+) -> Callable[[], Tensor]:
+    """The loss of one batch, as a function of nothing."""
+
+    def plain() -> Tensor:
+        return flow(student, pool.draw(0.1, stage.full_length), stage.mean, stage.spread, generator)
+
+    def in_few_steps() -> Tensor:
+        assert teacher is not None
+        return few_steps(student, teacher, pool.draw(0.0, stage.full_length), generator, GUIDANCE)
+
+    def told_guidance() -> Tensor:
+        assert teacher is not None
+        return guided(
+            student, teacher, pool.draw(0.0, stage.full_length), stage.mean, stage.spread, generator, (1.0, 6.0), True
+        )
+
+    table = {"flow": plain, "few_steps": in_few_steps, "kv": in_few_steps, "flex": told_guidance}
+    return table[stage.objective]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=list(STAGES))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--steps", type=int, help="instead of the stage's own number")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="at most; fewer when that is faster"
+    )
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--no-compile", action="store_true")
+    options = parser.parse_args()
+    flush_denormals()
+    plain_attention()
+    torch.manual_seed(7)
+    stage = STAGES[options.stage]
+    tokenizer = Qwen2Tokenizer.from_pretrained(options.runs / "tokenizer")
+    transformer, encoder = build(options.stage, options.runs, tokenizer)
+    generator = torch.Generator().manual_seed(11)
+    flex = flex_tokenizer(tokenizer) if stage.objective == "flex" else None
+    pool = Pool(
+        options.runs / "pools",
+        stage.mix,
+        tokenizer,
+        stage.tokens,
+        13,
+        partial(encode_flex_prompts, flex) if flex else None,
+    )
+    trained = nn.ModuleDict({"transformer": transformer, "encoder": encoder})
+    student = Student(transformer, encoder, pool.empty, kv=stage.objective == "kv")
+    if student.kv:
+        install_kv(transformer)
+    teacher = None
+    if stage.teacher:
+        teacher = Student(*build_teacher(stage.teacher, options.runs, tokenizer), pool.empty)
+        if stage.objective != "flex":
+            encoder.requires_grad_(False)  # shared with base
+    optimiser = BatchedMuon(*split_parameters(transformer, encoder), lr=stage.lr)
+    average = Average(trained, stage.average)
+    run, step, seen = Run(options.runs / options.stage, options.steps or stage.steps), 0, 0
+    state = run.resume() if options.resume else None
+    if state:
+        trained.load_state_dict(state["model"])
+        average.values, average.count, step, seen = state["average"], state["step"], state["step"], state["seen"]
+        generator.manual_seed(11 + step)
+        pool.rng = type(pool.rng)(type(pool.rng.bit_generator)(13 + step))
+    if not options.no_compile:
+        for network in (transformer, teacher.transformer if teacher else None):
+            if network is not None:
+                network.compile_repeated_blocks(fullgraph=True, dynamic=True)
+    loss_of = objective(stage, student, teacher, pool, generator)
+    total, threads = 0.0, Threads(options.threads)
+    while step < run.steps:
+        pool.with_references = run.progress(step) >= stage.edits_from
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of()
+        loss.backward()
+        optimiser.step(cosine(run.progress(step), floor=stage.floor))
+        average.update(trained)
+        step, total = step + 1, total + loss.item()
+        threads.tick()
+        if step % 50 == 0:
+            run.log(step=step, loss=round(total / 50, 4), threads=threads.count)
+            total = 0.0
+        if run.due() or step == run.steps:
+            run.save({"model": trained.state_dict(), "average": average.values, "step": step, "seen": seen})
+            save_weights(trained, average, run.folder / "weights.pt")
+
+
+def build_teacher(stage: str, runs: Path, tokenizer: Qwen2Tokenizer) -> tuple[nn.Module, nn.Module]:
+    """A finished stage's networks, frozen."""
+    transformer, encoder = build_transformer(), build_text_encoder(len(tokenizer))
+    load(transformer, encoder, runs / stage / "weights.pt")
+    return transformer.eval().requires_grad_(False), encoder.eval().requires_grad_(False)
+
+
+def save_weights(trained: nn.ModuleDict, average: Average, path: Path) -> None:
+    """Writes the averaged weights of both networks, float32."""
+    parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "encoder": {}}
+    for name, value in average.values.items():
+        part, _, key = name.partition(".")
+        parts[part][key.replace("_orig_mod.", "")] = value
+    torch.save(parts, path)
+
+
+if __name__ == "__main__":
+    main()
