@@ -11,7 +11,7 @@ from math import cos, pi, sin
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -70,16 +70,18 @@ class Scene:
     detail: int = 0
 
 
-def render(scene: Scene, width: int, height: int) -> Pixels:
-    """The picture of a scene: (height, width, 3) uint8."""
+def render(scene: Scene, width: int, height: int, stroke: float = 0.0) -> Pixels:
+    """The picture of a scene: (height, width, 3) uint8. stroke: draw outlines of that width, a fraction of the short
+    side, instead of filled shapes."""
     canvas = paint_background(scene.background, scene.detail, width, height)
     for thing in scene.things:
-        stamp(canvas, thing)
+        stamp(canvas, thing, stroke * min(width, height))
     return (canvas + 0.5).astype(np.uint8)
 
 
-def stamp(canvas: NDArray[np.float32], thing: Thing, over: int = 4) -> None:
-    """Blends one object into a float canvas (height, width, 3) in place; over is the supersampling factor."""
+def stamp(canvas: NDArray[np.float32], thing: Thing, stroke: float = 0.0, over: int = 4) -> None:
+    """Blends one object into a float canvas (height, width, 3) in place. stroke: pixels of its outline, 0 fills it;
+    over: the supersampling factor."""
     height, width = canvas.shape[:2]
     radius = thing.radius * min(width, height)
     centre_x, centre_y = thing.x * width, thing.y * height
@@ -89,7 +91,13 @@ def stamp(canvas: NDArray[np.float32], thing: Thing, over: int = 4) -> None:
     points = [
         ((centre_x - left + radius * x) * over, (centre_y - top + radius * y) * over) for x, y in OUTLINES[thing.shape]
     ]
-    ImageDraw.Draw(mask).polygon(points, fill=255)
+    if stroke:  # drawn twice as wide as asked and cut to the shape, so that it keeps its size
+        line = Image.new("L", mask.size)
+        ImageDraw.Draw(line).line([*points, *points[:2]], fill=255, width=round(2 * stroke * over), joint="curve")
+        ImageDraw.Draw(mask).polygon(points, fill=255)
+        mask = ImageChops.darker(mask, line)
+    else:
+        ImageDraw.Draw(mask).polygon(points, fill=255)
     alpha = np.asarray(mask.reduce(over), dtype=np.float32)[..., None] / 255
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
     if x0 >= x1 or y0 >= y1:

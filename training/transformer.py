@@ -67,6 +67,7 @@ FULL = {
 }
 MOSTLY = {"all256": 0.8, "edit256": 0.15, "edit256x2": 0.02, "all192x256": 0.015, "all256x192": 0.015}
 GIVEN = {"all256": 0.25, "edit256": 0.4, "edit256x2": 0.2, "edit256x3": 0.08, "edit256x4": 0.05, "all192x256": 0.02}
+EDITS = {"edit128": 0.6, "edit128x2": 0.12, "all128": 0.28}
 STAGES = {
     "words": Stage("", 800, 4e-3, {"one128": 1.0}, mean=1.2, spread=1.1, average=0.99, floor=0.5),
     "grammar": Stage("words", 1000, 4e-3, {"all128": 1.0, "one128": 0.1}, average=0.997, floor=0.5),
@@ -75,8 +76,10 @@ STAGES = {
     ),
     "pictures": Stage("scenes", 600, 3e-3, MOSTLY, mean=1.3, tokens=4000, average=0.995, full_length=0.4, floor=0.02),
     "polish": Stage("pictures", 260, 2e-3, MOSTLY, mean=1.3, tokens=3000, average=0.99, full_length=0.4, floor=0.02),
+    "edits": Stage("polish", 2200, 4e-3, EDITS, mean=1.2, average=0.997, full_length=0.2, floor=0.2),
+    "base": Stage("edits", 2000, 3e-3, FULL, mean=1.3, tokens=4000, average=0.998, full_length=0.4, floor=0.01),
     "distilled": Stage(
-        "pictures",
+        "base",
         400,
         1.5e-3,
         MOSTLY,
@@ -84,13 +87,13 @@ STAGES = {
         average=0.985,
         full_length=0.4,
         objective="few_steps",
-        teacher="pictures",
+        teacher="base",
     ),
     "kv": Stage(
-        "distilled", 300, 1.5e-3, GIVEN, tokens=4000, average=0.985, full_length=0.4, objective="kv", teacher="pictures"
+        "distilled", 300, 1.5e-3, GIVEN, tokens=4000, average=0.985, full_length=0.4, objective="kv", teacher="base"
     ),
     "flex": Stage(
-        "pictures",
+        "base",
         600,
         2e-3,
         FULL,
@@ -99,7 +102,7 @@ STAGES = {
         average=0.99,
         full_length=1.0,
         objective="flex",
-        teacher="pictures",
+        teacher="base",
     ),
 }
 

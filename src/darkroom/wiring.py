@@ -134,11 +134,12 @@ class Server:
             given_up={"runware": RunwareAnnouncer().on_given_up},
             meter=metrics,
         )
+        installed = installed_of(settings)
         self.services = Services(
             settings=settings,
             catalog=load_catalog(),
-            installed=installed_of(settings),
-            adapters=Adapters(settings.data / "adapters"),
+            installed=installed,
+            adapters=Adapters(settings.data / "adapters", installed),
             store=store,
             media=media,
             fetcher=fetcher,

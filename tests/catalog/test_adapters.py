@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from darkroom.catalog.adapters import Adapter, Adapters, check_adapter_file
+from darkroom.catalog.installed import Installed
 from darkroom.errors import Conflict, NotFound, WeightsError
 
 
@@ -83,3 +84,18 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a LoRA"):
         check_adapter_file(write_safetensors(tmp_path / "file", ["blocks.0.weight"]))
+
+
+def test_the_embedded_models_adapters_are_there_while_it_serves(tmp_path: Path) -> None:
+    embedded = tmp_path / "embedded"
+    (embedded / "adapters").mkdir(parents=True)
+    write_safetensors(embedded / "adapters" / "ink.safetensors", ["x.lora_A.weight"])
+    (embedded / "adapters" / "ink.json").write_text('{"id": "ours:1@1", "name": "Ink", "stem": "ink"}')
+    demo = Adapters(tmp_path / "mine", Installed(tmp_path / "no-models", embedded))
+    found = demo.find("ours:1@1", "anna")
+    assert demo.path(found) == embedded / "adapters" / "ink.safetensors"
+    with pytest.raises(Conflict, match="belongs to the embedded model"):
+        demo.remove(found)
+    with pytest.raises(Conflict):
+        demo.add(Adapter(id="ours:1@1", name="Ink", stem=""), write_safetensors(tmp_path / "a", ["x.lora_A.weight"]))
+    assert Adapters(tmp_path / "mine").all("anna") == ()

@@ -4,6 +4,8 @@
     <folder>/<stem>.json            what is known about them (an Adapter); absent for a file somebody dropped there,
                                     which is then called by its stem and belongs to everybody
 
+While the embedded model serves, the adapters made for it are there too, straight from the package.
+
 A caller names an adapter, never a file: names are compared with the records, so no path is ever built from a request.
 """
 
@@ -19,6 +21,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from darkroom.catalog.installed import Installed
 from darkroom.errors import Conflict, NotFound, WeightsError
 from darkroom.types import Value
 
@@ -30,6 +33,7 @@ class Adapter(Value, frozen=True, kw_only=True):
     """One installed adapter. id: the name requests use, an AIR ("acme:12@1") where it came by upload.
 
     owner: the key it belongs to, "" for everybody. default_weight: for requests that give none. created_at: ISO 8601.
+    shipped: it came with the embedded model.
     """
 
     id: str
@@ -45,13 +49,16 @@ class Adapter(Value, frozen=True, kw_only=True):
     bytes: int = 0
     sha256: str = ""
     created_at: str = ""
+    shipped: bool = False
 
 
 class Adapters:
     """Reads its folder on every question, so that a file dropped there is found without a restart. Blocking."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, installed: Installed | None = None) -> None:
+        """folder: need not exist. installed: tells whether the embedded model's adapters are of use; None: no."""
         self.folder = folder
+        self._installed = installed
 
     def all(self, owner: str) -> tuple[Adapter, ...]:
         """What this owner may use, by name."""
@@ -69,7 +76,8 @@ class Adapters:
 
     def path(self, adapter: Adapter) -> Path:
         """Its weights file, absolute."""
-        return (self.folder / f"{adapter.stem}.safetensors").absolute()
+        folder = self._shipped() if adapter.shipped else self.folder
+        return (folder / f"{adapter.stem}.safetensors").absolute()
 
     def add(self, adapter: Adapter, source: Path) -> Adapter:
         """Check and move a finished file into the folder, then record it; a crash in between leaves it unnamed.
@@ -90,17 +98,29 @@ class Adapters:
         return kept
 
     def remove(self, adapter: Adapter) -> None:
-        """Forget it and delete its file."""
+        """Forget it and delete its file. Raises Conflict for one that belongs to the package."""
+        if adapter.shipped:
+            raise Conflict(f"The adapter '{adapter.id}' belongs to the embedded model; it cannot be removed.")
         (self.folder / f"{adapter.stem}.json").unlink(missing_ok=True)
         self.path(adapter).unlink(missing_ok=True)
 
     def _read(self) -> Iterator[Adapter]:
-        for weights in sorted(self.folder.glob("*.safetensors")):
-            record = weights.with_suffix(".json")
-            try:
-                yield msgspec.json.decode(record.read_bytes(), type=Adapter)
-            except (FileNotFoundError, msgspec.DecodeError):
-                yield Adapter(id=weights.stem, name=weights.stem, stem=weights.stem, bytes=weights.stat().st_size)
+        yield from map(_record, sorted(self.folder.glob("*.safetensors")))
+        if self._installed is not None and self._installed.demo:
+            for weights in sorted(self._shipped().glob("*.safetensors")):
+                yield msgspec.structs.replace(_record(weights), shipped=True, bytes=weights.stat().st_size)
+
+    def _shipped(self) -> Path:
+        assert self._installed is not None
+        return self._installed.embedded / "adapters"
+
+
+def _record(weights: Path) -> Adapter:
+    """What is known about a file."""
+    try:
+        return msgspec.json.decode(weights.with_suffix(".json").read_bytes(), type=Adapter)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return Adapter(id=weights.stem, name=weights.stem, stem=weights.stem, bytes=weights.stat().st_size)
 
 
 def stem_for(name: str) -> str:

@@ -119,7 +119,7 @@ def generate(
     values = check_options(card, options)
     check_output(output, values["--format"])
     installed.locate(card)  # not installed: say so before anything is read
-    uses, files = find_adapters(values.get("--lora", ()), configured)
+    uses, files = find_adapters(values.get("--lora", ()), configured, installed)
     references = tuple(read_reference(path, configured.image_pixels) for path in ref or [])
     request = build_request(card, values, default_size(card, references, installed))
     request = msgspec.structs.replace(
@@ -155,12 +155,12 @@ def find_card(name: str, installed: Installed) -> Card:
 
 
 def find_adapters(
-    wanted: Sequence[Mapping[str, Any]], configured: Settings
+    wanted: Sequence[Mapping[str, Any]], configured: Settings, installed: Installed
 ) -> tuple[tuple[AdapterUse, ...], tuple[AdapterFile, ...]]:
     """What the request says of its adapters, and where their files are. Without a weight, the adapter's own counts."""
     from darkroom.catalog.adapters import Adapters
 
-    adapters, uses, files = Adapters(configured.data / "adapters"), [], []
+    adapters, uses, files = Adapters(configured.data / "adapters", installed), [], []
     for each in wanted:
         try:
             found = adapters.find(each["model"], OWNER)

@@ -81,5 +81,7 @@ def remove_lora(
 
 def folder(data: Path | None) -> Adapters:
     from darkroom.catalog.adapters import Adapters
+    from darkroom.catalog.installed import Installed
 
-    return Adapters(settings(data=data).data / "adapters")
+    configured = settings(data=data)
+    return Adapters(configured.data / "adapters", Installed(configured.models, configured.embedded))
