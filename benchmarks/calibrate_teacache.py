@@ -23,7 +23,8 @@ from benchmarks.models import make
 from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import PACKAGED, Installed
 from darkroom.engine import step_cache
-from darkroom.engine.engine import Engine, EngineOptions
+from darkroom.engine.engine import Engine
+from darkroom.engine.options import EngineOptions
 from darkroom.types import GuidanceKind, ImageRequest, Job, StepCache, StepCacheKind
 
 DEGREE = 4

@@ -18,26 +18,40 @@ from PIL import Image
 
 from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import PACKAGED, Installed, Located
-from darkroom.engine.engine import Engine, EngineOptions
+from darkroom.engine.engine import Engine
+from darkroom.engine.options import EngineOptions
 from darkroom.types import Failure, ImageRequest, Job, Picture, Pixels
 from tests import tiny
 
 CARDS = {"base": "runware:400@5", "distilled": "runware:400@4", "kv": "runware:400@6"}
-# 39 M parameters in the network, 34 M in the text encoder: in the real pairs, too, the two are about equally large.
+# FLUX.2 klein 4B at a sixth of its width: as many blocks, layers and heads' widths as the real pair, everything else
+# a sixth, the vocabulary too, so that the parts weigh what they weigh in the real one:
+#
+#                          klein 4B    this
+#     network               3.88 B    107 M
+#     text encoder          4.02 B    111 M     1.04 times the network, in both
+#     of it, vocabulary     0.39 B     11 M     a tenth, in both: tied, so this is what the language-model head costs
+#     autoencoder           84   M    2.5 M
+#
+# With all 151,936 entries the vocabulary would be two fifths of the text encoder, and leaving the head away would look
+# like more than it is.
 MID = tiny.Size(
     heads=4,
     head=128,
-    double=2,
-    single=6,
+    double=5,
+    single=20,
     latent_channels=8,
-    vae_channels=(16, 32, 64, 64),
+    vae_channels=(24, 40, 88, 88),
     vae_layers=2,
-    text_hidden=256,
-    text_mlp=1024,
+    vae_groups=8,
+    text_hidden=432,
+    text_mlp=1616,
     text_heads=8,
-    text_head=32,
+    text_head=80,
+    text_groups=4,
     qwen_layers=36,
-    vocabulary=8000,
+    vocabulary=25_344,
+    variants=("base", "distilled", "kv"),
 )
 PROMPT = "a red circle above a blue square on a white background"
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import Installed
-from darkroom.engine.engine import Engine, EngineOptions
+from darkroom.engine.engine import Engine
+from darkroom.engine.options import EngineOptions
 from darkroom.types import EngineEvent, ImageRequest, Job, Picture, Pixels
 from tests import tiny
 

@@ -25,7 +25,7 @@ class Latents:
         self.last: Tensor | None = None
         self.draw = True
         self._decode = autoencoder.decode
-        monkeypatch.setattr("darkroom.engine.engine.vae.decode", self.decode)
+        monkeypatch.setattr("darkroom.engine.vae.decode", self.decode)
 
     def decode(self, vae: Any, latents: Tensor, height: int, width: int) -> Any:
         self.last = autoencoder.cells(vae, latents, height, width)

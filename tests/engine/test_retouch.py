@@ -13,7 +13,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import Installed
-from darkroom.engine.engine import Engine, EngineOptions
+from darkroom.engine.engine import Engine
+from darkroom.engine.options import EngineOptions
 from darkroom.types import Ended, FaceRefinement, Failure, Pixels, Progress, Stage
 from tests import tiny
 from tests.engine.conftest import CARDS, job, make_engine, picture, pictures, run

@@ -84,7 +84,8 @@ def build_engine(spec: EngineSpec) -> SteppedEngine:
         return FakeEngine(step_ms=spec.step_ms, max_rows=spec.max_rows)
     from darkroom.catalog.catalog import load_catalog
     from darkroom.catalog.installed import Installed
-    from darkroom.engine.engine import Engine, EngineOptions
+    from darkroom.engine.engine import Engine
+    from darkroom.engine.options import EngineOptions
 
     options = EngineOptions(
         device=spec.device,

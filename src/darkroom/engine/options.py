@@ -1,0 +1,25 @@
+"""What an engine may be told: its device, its bounds, and the folders of its optional parts."""
+
+from __future__ import annotations
+
+from darkroom.types import Value
+
+
+class EngineOptions(Value, frozen=True, kw_only=True):
+    """device: auto, cpu, cuda, cuda:N, mps. dtype: auto, fp32, bf16. memory_bytes: of weights, 0 is what there is.
+
+    offload: large parts take turns on the device. max_rows: images in flight. max_tokens: of one forward pass.
+    kv_bank_bytes: reference K/V kept between tasks. text_cache_entries: prompts kept.
+    faces, safety: folders of the face detector and the safety classifier, where the operator has installed them.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    memory_bytes: int = 0
+    offload: bool = False
+    max_rows: int = 16
+    max_tokens: int = 65536
+    kv_bank_bytes: int = 2 << 30
+    text_cache_entries: int = 64
+    faces: str = ""
+    safety: str = ""

@@ -1,0 +1,119 @@
+"""What a job goes through before it has rows: load → text → references → keys and values.
+
+Each stage is one unit of work and answers with the next one, None when the job is ready. What a stage finds out it
+writes into the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from darkroom.catalog.catalog import Catalog
+from darkroom.engine import kv
+from darkroom.engine.active import ActiveJob
+from darkroom.engine.kv import KVKey
+from darkroom.engine.lora import Attached, active, applied
+from darkroom.engine.samplers import sampler
+from darkroom.engine.stock import Stock
+from darkroom.engine.telling import Telling
+from darkroom.engine.text_encode import Encoded
+from darkroom.errors import NotFound
+from darkroom.types import AdapterUse, Stage
+
+Work = Callable[[ActiveJob], Any]
+"""A stage: takes a job, answers with the Work that comes next, or None."""
+
+
+class Preparation:
+    def __init__(self, catalog: Catalog, stock: Stock, telling: Telling) -> None:
+        self._catalog = catalog
+        self._stock = stock
+        self._telling = telling
+
+    def load(self, job: ActiveJob) -> Work | None:
+        """The card's parts, held until the job ends, and its adapters. Raises NoRoom while others leave none."""
+        stock = self._stock
+        card = self._catalog.resolve(job.request.card)
+        chosen = sampler(job.request.sampler)
+        if job.request.faces:
+            _ = stock.extras.detector
+        if job.request.check_safety:
+            _ = stock.extras.classifier
+        models = stock.shelf.locate(card)
+        stock.shelf.use(models)
+        job.models = models
+        job.adapters = tuple(self._attach(job, use) for use in job.request.adapters)
+        if models.located.stands_in_for:
+            missing, there = models.located.stands_in_for, models.located.variant
+            job.warnings.append(f"The embedded model has no {missing} variant yet: its {there} one draws this card.")
+        if chosen.warning:
+            job.warnings.append(chosen.warning)
+        return self._encode_text
+
+    def _attach(self, job: ActiveJob, use: AdapterUse) -> Attached:
+        file = next((file for file in job.job.adapters if file.adapter == use.adapter), None)
+        if file is None:
+            raise NotFound(f"The adapter '{use.adapter}' is not here.", what="adapter", parameter="lora")
+        key = job.loaded.transformer
+        adapter = self._stock.adapters.get(file, key, self._stock.shelf.part(key))
+        stat = Path(file.path).stat()
+        job.adapter_files[adapter.name] = (file.path, stat.st_mtime_ns, stat.st_size)
+        return Attached(adapter, use.weight, use.stage)
+
+    def _encode_text(self, job: ActiveJob) -> Work | None:
+        self._telling.stage(job, Stage.TEXT)
+        with job.clock(Stage.TEXT):
+            job.positive = self._stock.encode_prompt(job.loaded, self._final_prompt(job))
+            if job.request.cfg_scale > 1:
+                job.negative = self._stock.encode_prompt(job.loaded, job.request.negative_prompt)
+        _note_truncation(job, job.positive)
+        return self._encode_references if job.job.references else None
+
+    def _final_prompt(self, job: ActiveJob) -> str:
+        """The prompt, or the longer one that the card's text model writes."""
+        request, models, stock = job.request, job.loaded, self._stock
+        if not request.upsample_prompt:
+            return request.prompt
+        if models.located.demo:
+            job.warnings.append("The embedded model's text encoder can read, not write: the prompt was used as it is.")
+            return request.prompt
+        writer = stock.extras.writer(models, stock.device, stock.dtype)
+        job.prompt_used = writer.write(request.prompt, seed=request.seed, editing=bool(request.references))
+        return job.prompt_used
+
+    def _encode_references(self, job: ActiveJob) -> Work | None:
+        self._telling.stage(job, Stage.REFERENCES)
+        models, stock = job.loaded, self._stock
+        with job.clock(Stage.REFERENCES):
+            job.references = stock.references.encode(
+                stock.shelf.part(models.vae), models.vae, job.job.scope, job.job.references, models.card.references
+            )
+        return self._extract if models.card.kv_references else None
+
+    def _extract(self, job: ActiveJob) -> None:
+        """Keys and values of the references: from the bank, or computed and put there."""
+        models, references, stock = job.loaded, job.references, self._stock
+        assert references is not None
+        acting = active(job.adapters, 0.0)  # references are clean images
+        names = tuple((job.adapter_files[adapter.name], weight) for adapter, weight in acting)
+        key = KVKey(models.transformer, names, job.job.scope, references.hashes)
+        with job.clock(Stage.REFERENCES):
+            known = stock.bank.use(key)
+            job.references_reused = len(references.hashes) if known else 0
+            if known is None:
+                transformer = stock.shelf.part(models.transformer)
+                with applied(transformer, acting):
+                    known = kv.extract(transformer, references)
+                stock.bank.put(key, known)
+        job.kv_key, job.kv = key, known
+
+
+def _note_truncation(job: ActiveJob, encoded: Encoded) -> None:
+    job.truncated = encoded.truncated
+    if encoded.truncated:
+        length = job.loaded.located.text_length
+        job.warnings.append(
+            f"The prompt has {encoded.tokens} tokens; only its beginning fits into the {length} the model reads."
+        )

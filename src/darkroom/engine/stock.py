@@ -1,0 +1,66 @@
+"""What an engine keeps from one job to the next: models, prompts, references, their keys and values, adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from darkroom.catalog.card import Card
+from darkroom.catalog.installed import Installed
+from darkroom.engine.devices import pick_device, pick_dtype
+from darkroom.engine.extras import Extras
+from darkroom.engine.kv_bank import KVBank
+from darkroom.engine.lora import AdapterBank
+from darkroom.engine.options import EngineOptions
+from darkroom.engine.references import ReferenceEncoder
+from darkroom.engine.shelf import CardModels, PartKey, Shelf
+from darkroom.engine.text_encode import Encoded, PromptEncoder
+from darkroom.errors import DarkroomError
+
+REFERENCE_BYTES: Final = 64 << 20  # latents of recent references; a megapixel takes 2 MB
+ADAPTER_BYTES: Final = 2 << 30  # adapters kept beside the weights; one of a 9B model has 50 to 500 MB
+
+
+class Stock:
+    """Raises ConfigurationError for a device that is not here."""
+
+    def __init__(self, installed: Installed, options: EngineOptions) -> None:
+        self.device = pick_device(options.device)
+        self.dtype = pick_dtype(options.dtype, self.device)
+        self.shelf = Shelf(
+            installed, self.device, self.dtype, budget_bytes=options.memory_bytes, offload=options.offload
+        )
+        self.prompts = PromptEncoder(options.text_cache_entries)
+        self.references = ReferenceEncoder(REFERENCE_BYTES)
+        self.bank = KVBank(options.kv_bank_bytes)
+        self.adapters = AdapterBank(ADAPTER_BYTES)
+        self.extras = Extras(Path(options.faces), Path(options.safety))
+
+    def encode_prompt(self, models: CardModels, prompt: str) -> Encoded:
+        """A prompt's embeddings, for a card in use."""
+        return self.prompts.encode(
+            self.shelf.part(models.text_encoder),
+            self.shelf.tokenizer(models),
+            models.text_encoder,
+            models.located.text,
+            models.located.text_length,
+            prompt,
+        )
+
+    def bytes_held(self, card: Card, loaded: Mapping[PartKey, int]) -> int:
+        """Of a card's parts in memory, if its network is. loaded: of Shelf.loaded."""
+        try:
+            models = self.shelf.locate(card)
+        except DarkroomError:
+            return 0
+        return sum(loaded.get(key, 0) for key in models.parts) if models.transformer in loaded else 0
+
+    def counters(self) -> dict[str, float]:
+        return {
+            "loads": float(self.shelf.loads),
+            **self.prompts.kept.counters("text_cache"),
+            **self.references.kept.counters("reference_cache"),
+            **self.bank.kept.counters("kv_bank"),
+            **self.adapters.kept.counters("adapters"),
+        }
