@@ -21,6 +21,11 @@ class DType(StrEnum):
     BF16 = "bf16"
 
 
+class KVFormat(StrEnum):
+    EXACT = "exact"
+    FP8 = "fp8"
+
+
 class EngineKind(StrEnum):
     CHILD = "child"  # a supervised process of its own: what a server uses
     LOCAL = "local"  # in this process: `darkroom generate`
@@ -49,7 +54,9 @@ class Settings(BaseSettings):
     offload: bool = Field(False, description="Move each part to the device only while it works (small GPUs).")
     max_rows: int = Field(16, ge=1, description="Images in flight in one engine at most.")
     max_tokens: int = Field(65536, ge=256, description="Tokens in one forward pass at most.")
-    kv_bank_bytes: int = Field(2 << 30, ge=0, description="Reference K/V kept between tasks.")
+    kv_bank_bytes: int = Field(2 << 30, ge=0, description="Reference K/V kept between tasks, on the device.")
+    kv_bank_host_bytes: int = Field(0, ge=0, description="Reference K/V kept in main memory when it leaves the device.")
+    kv_bank_format: KVFormat = Field(KVFormat.EXACT, description="exact, or fp8: half the size, slightly different.")
     text_cache_entries: int = Field(64, ge=0, description="Prompt embeddings kept between tasks.")
     share_references: bool = Field(False, description="Let keys share reference K/V of equal images.")
     queue_limit: int = Field(1000, ge=1, description="Tasks waiting in total at most.")

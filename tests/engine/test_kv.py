@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from darkroom.engine.kv import BatchKV, KVBank, KVKey, ReferenceKV, extract
+from darkroom.engine.kv import BatchKV, Exact, KVKey, ReferenceKV, extract
+from darkroom.engine.kv_bank import KVBank
 from darkroom.engine.references import ReferenceEncoder, References
 from darkroom.engine.row import Row
 from darkroom.types import EngineEvent
@@ -23,7 +24,7 @@ def references(*images: Image.Image) -> References:
 
 
 def entry(tokens: int = 4) -> ReferenceKV:
-    block = (torch.zeros(1, tokens, 2, 8), torch.ones(1, tokens, 2, 8))
+    block = Exact(torch.zeros(1, tokens, 2, 8), torch.ones(1, tokens, 2, 8))
     return ReferenceKV((block,), (block, block), tokens)
 
 

@@ -67,7 +67,21 @@ def test_hits_and_misses_are_counted() -> None:
     store = filled(10, a=4)
     store.get("a")
     store.get("b")
-    assert store.counters("it") == {"it_hits": 1.0, "it_misses": 1.0, "it_size": 4.0}
+    store.put("c", "C", 8)
+    assert store.counters("it") == {"it_hits": 1.0, "it_misses": 1.0, "it_evictions": 1.0, "it_size": 8.0}
+
+
+def test_who_has_to_go_is_told_and_nobody_else() -> None:
+    gone: list[tuple[str, str]] = []
+    store: Lru[str, str] = Lru(10, lambda key, value: gone.append((key, value)))
+    for key in "abc":
+        store.put(key, key.upper(), 4)
+    assert gone == [("a", "A")] and "a" not in store and "b" in store
+    store.drop("b")
+    store.use("c")
+    store.put("d", "D", 9)
+    assert gone == [("a", "A"), ("d", "D")]
+    assert store.evictions == 2
 
 
 def test_nothing_is_kept_twice() -> None:

@@ -6,7 +6,7 @@ as the owner counts. The engine has one thread, so there is no lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -24,18 +24,24 @@ class _Entry(Generic[Kept]):
 class Lru(Generic[Key, Kept]):
     """limit: what the sizes may add up to; entries in use count, and may exceed it between them.
 
-    hits, misses: of get, since the start.
+    evicted: told key and value of every entry that has to make room. hits, misses: of get, evictions: since the start.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, evicted: Callable[[Key, Kept], None] | None = None) -> None:
         self.limit = limit
         self.size = 0
         self.hits = 0
         self.misses = 0
+        self.evictions = 0
+        self._evicted = evicted
         self._entries: dict[Key, _Entry[Kept]] = {}  # the order is that of use, oldest first
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether it is kept; not counted as a use."""
+        return key in self._entries
 
     def __iter__(self) -> Iterator[tuple[Key, Kept, int]]:
         return iter([(key, entry.value, entry.size) for key, entry in self._entries.items()])
@@ -45,10 +51,11 @@ class Lru(Generic[Key, Kept]):
         return sum(entry.users for entry in self._entries.values())
 
     def counters(self, name: str) -> dict[str, float]:
-        """For an engine's status: name_hits, name_misses, name_size."""
+        """For an engine's status: name_hits, name_misses, name_evictions, name_size."""
         return {
             f"{name}_hits": float(self.hits),
             f"{name}_misses": float(self.misses),
+            f"{name}_evictions": float(self.evictions),
             f"{name}_size": float(self.size),
         }
 
@@ -92,7 +99,11 @@ class Lru(Generic[Key, Kept]):
         for key in [key for key, entry in self._entries.items() if entry.users == 0]:
             if self.size + room <= self.limit:
                 break
-            self.size -= self._entries.pop(key).size
+            entry = self._entries.pop(key)
+            self.size -= entry.size
+            self.evictions += 1
+            if self._evicted:
+                self._evicted(key, entry.value)
         return self.size + room <= self.limit
 
     def drop(self, key: Key) -> None:

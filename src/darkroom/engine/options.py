@@ -9,7 +9,8 @@ class EngineOptions(Value, frozen=True, kw_only=True):
     """device: auto, cpu, cuda, cuda:N, mps. dtype: auto, fp32, bf16. memory_bytes: of weights, 0 is what there is.
 
     offload: large parts take turns on the device. max_rows: images in flight. max_tokens: of one forward pass.
-    kv_bank_bytes: reference K/V kept between tasks. text_cache_entries: prompts kept.
+    kv_bank_bytes: reference K/V kept between tasks on the device. kv_bank_host_bytes: of what left it, in main memory.
+    kv_bank_format: exact or fp8. text_cache_entries: prompts kept.
     faces, safety: folders of the face detector and the safety classifier, where the operator has installed them.
     """
 
@@ -20,6 +21,8 @@ class EngineOptions(Value, frozen=True, kw_only=True):
     max_rows: int = 16
     max_tokens: int = 65536
     kv_bank_bytes: int = 2 << 30
+    kv_bank_host_bytes: int = 0
+    kv_bank_format: str = "exact"
     text_cache_entries: int = 64
     faces: str = ""
     safety: str = ""

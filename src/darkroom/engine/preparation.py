@@ -105,8 +105,8 @@ class Preparation:
             if known is None:
                 transformer = stock.shelf.part(models.transformer)
                 with applied(transformer, acting):
-                    known = kv.extract(transformer, references)
-                stock.bank.put(key, known)
+                    computed = kv.extract(transformer, references)
+                known = stock.bank.put(key, computed)
         job.kv_key, job.kv = key, known
 
 

@@ -36,6 +36,8 @@ class EngineSpec(Value, frozen=True, kw_only=True):
     max_rows: int = 16
     max_tokens: int = 65536
     kv_bank_bytes: int = 2 << 30
+    kv_bank_host_bytes: int = 0
+    kv_bank_format: str = "exact"
     text_cache_entries: int = 64
     faces: str = ""
     safety: str = ""
@@ -55,6 +57,8 @@ def engine_spec(settings: Settings, device: str) -> EngineSpec:
         max_rows=settings.max_rows,
         max_tokens=settings.max_tokens,
         kv_bank_bytes=settings.kv_bank_bytes,
+        kv_bank_host_bytes=settings.kv_bank_host_bytes,
+        kv_bank_format=settings.kv_bank_format,
         text_cache_entries=settings.text_cache_entries,
         faces=str(settings.faces_folder),
         safety=str(settings.safety_folder),
@@ -95,6 +99,8 @@ def build_engine(spec: EngineSpec) -> SteppedEngine:
         max_rows=spec.max_rows,
         max_tokens=spec.max_tokens,
         kv_bank_bytes=spec.kv_bank_bytes,
+        kv_bank_host_bytes=spec.kv_bank_host_bytes,
+        kv_bank_format=spec.kv_bank_format,
         text_cache_entries=spec.text_cache_entries,
         faces=spec.faces,
         safety=spec.safety,

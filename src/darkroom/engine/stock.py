@@ -10,7 +10,7 @@ from darkroom.catalog.card import Card
 from darkroom.catalog.installed import Installed
 from darkroom.engine.devices import pick_device, pick_dtype
 from darkroom.engine.extras import Extras
-from darkroom.engine.kv_bank import KVBank
+from darkroom.engine.kv_bank import KVBank, KVFormat
 from darkroom.engine.lora import AdapterBank
 from darkroom.engine.options import EngineOptions
 from darkroom.engine.references import ReferenceEncoder
@@ -33,7 +33,9 @@ class Stock:
         )
         self.prompts = PromptEncoder(options.text_cache_entries)
         self.references = ReferenceEncoder(REFERENCE_BYTES)
-        self.bank = KVBank(options.kv_bank_bytes)
+        self.bank = KVBank(
+            options.kv_bank_bytes, options.kv_bank_host_bytes, KVFormat(options.kv_bank_format), self.device
+        )
         self.adapters = AdapterBank(ADAPTER_BYTES)
         self.extras = Extras(Path(options.faces), Path(options.safety))
 
@@ -61,6 +63,6 @@ class Stock:
             "loads": float(self.shelf.loads),
             **self.prompts.kept.counters("text_cache"),
             **self.references.kept.counters("reference_cache"),
-            **self.bank.kept.counters("kv_bank"),
+            **self.bank.counters(),
             **self.adapters.kept.counters("adapters"),
         }
