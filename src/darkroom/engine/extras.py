@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from darkroom.engine.faces import Detector, load_detector
 from darkroom.engine.safety import Classifier, HubClassifier
 from darkroom.engine.shelf import CardModels
-from darkroom.engine.upsample import PromptWriter
+
+if TYPE_CHECKING:
+    from darkroom.engine.upsample import PromptWriter
 
 
 class Extras:
@@ -31,6 +34,8 @@ class Extras:
 
     def writer(self, models: CardModels, device: torch.device, dtype: torch.dtype) -> PromptWriter:
         """The text model of a card with its head; only the last one used is kept."""
+        from darkroom.engine.upsample import PromptWriter  # with transformers' language models: seconds
+
         folder = models.located.text_encoder
         if self._writer is None or self._writer[0] != folder:
             self._writer = None  # let go of the other before loading this one

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from darkroom.engine.devices import placement
 from darkroom.engine.float8 import Float8, to_float8
-from darkroom.engine.model_classes import Flux2KVCache
+from darkroom.engine.from_diffusers import Flux2KVCache
 from darkroom.engine.positions import text_positions
 from darkroom.engine.references import References
 

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from diffusers.models.transformers.transformer_flux2 import Flux2Attention, Flux2ParallelSelfAttention
 from torch import Tensor, nn
+
+from darkroom.engine.from_diffusers import Flux2Attention, Flux2ParallelSelfAttention
+from darkroom.engine.packed import Packing, joint_attention, parallel_attention
 
 
 class LeanAttention(Flux2Attention):  # type: ignore[misc]  # diffusers is not typed
-    """Of a double-stream block. Arguments that the processor does not take are an error, not a warning."""
+    """Of a double-stream block. Arguments that the processor does not take are an error, not a warning.
+
+    packing: of samples of different lengths (packed.py).
+    """
 
     def forward(
         self,
@@ -21,8 +26,11 @@ class LeanAttention(Flux2Attention):  # type: ignore[misc]  # diffusers is not t
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
+        packing: Packing | None = None,
         **arguments: Any,
     ) -> Any:
+        if packing is not None and encoder_hidden_states is not None:
+            return joint_attention(self, hidden_states, encoder_hidden_states, image_rotary_emb, packing, **arguments)
         return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb, **arguments)
 
 
@@ -34,8 +42,11 @@ class LeanParallelSelfAttention(Flux2ParallelSelfAttention):  # type: ignore[mis
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
+        packing: Packing | None = None,
         **arguments: Any,
     ) -> Any:
+        if packing is not None:
+            return parallel_attention(self, hidden_states, image_rotary_emb, packing, **arguments)
         return self.processor(self, hidden_states, attention_mask, image_rotary_emb, **arguments)
 
 

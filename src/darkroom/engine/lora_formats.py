@@ -24,20 +24,14 @@ from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.loaders.lora_conversion_utils import (
-    _convert_kohya_flux2_lora_to_diffusers,
-    _convert_lycoris_flux2_lokr_to_diffusers,
-    _convert_non_diffusers_flux2_lokr_to_diffusers,
-    _convert_non_diffusers_flux2_lora_to_diffusers,
-    _convert_non_diffusers_lokr_to_diffusers,
-)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from darkroom.engine.from_diffusers import lora_conversion
 from darkroom.errors import WeightsError
 
 SHOWN_KEYS: Final = 3
+METADATA_KEY: Final = "lora_adapter_metadata"  # where diffusers' trainers keep ranks and alphas
 
 DIFFUSERS: Final = "transformer."
 BFL: Final = "diffusion_model."
@@ -143,7 +137,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except SafetensorError as error:
         raise WeightsError(f"The adapter file '{path.name}' cannot be read as safetensors: {error}.") from error
     try:
-        metadata = json.loads(header.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        metadata = json.loads(header.get(METADATA_KEY, "{}"))
     except ValueError as error:
         raise WeightsError(f"The adapter file '{path.name}' has unreadable metadata: {error}.") from error
     own = {key.removeprefix(DIFFUSERS): value for key, value in metadata.items()} if isinstance(metadata, dict) else {}
@@ -170,7 +164,7 @@ def _convert(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _by_dialect(state: dict[str, Tensor]) -> dict[str, Tensor]:
     lokr = any(".lokr_" in key for key in state)
     if lokr and any(key.startswith("lycoris_") for key in state):
-        return _bare(_convert_lycoris_flux2_lokr_to_diffusers(state))
+        return _bare(lora_conversion._convert_lycoris_flux2_lokr_to_diffusers(state))
     if any(key.startswith("lora_unet_") for key in state):
         return _bare(_from_kohya(state))
     if not lokr and not any(".lora_" in key for key in state):
@@ -180,9 +174,10 @@ def _by_dialect(state: dict[str, Tensor]) -> dict[str, Tensor]:
     own = {BFL + key: tensor for key, tensor in state.items() if BFL + key not in bfl}
     if lokr:
         return _bare(
-            _convert_non_diffusers_flux2_lokr_to_diffusers(bfl) | _convert_non_diffusers_lokr_to_diffusers(own)
+            lora_conversion._convert_non_diffusers_flux2_lokr_to_diffusers(bfl)
+            | lora_conversion._convert_non_diffusers_lokr_to_diffusers(own)
         )
-    converted = _convert_non_diffusers_flux2_lora_to_diffusers(_with_alphas_applied(bfl))
+    converted = lora_conversion._convert_non_diffusers_flux2_lora_to_diffusers(_with_alphas_applied(bfl))
     return _bare(converted) | _bare(_with_alphas_applied(own))
 
 
@@ -195,7 +190,7 @@ def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _from_kohya(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Kohya's own converter, and what it leaves lying about."""
     left = dict(state)
-    converted = dict(_convert_kohya_flux2_lora_to_diffusers(left))  # takes from `left` what it knows
+    converted = dict(lora_conversion._convert_kohya_flux2_lora_to_diffusers(left))  # takes from `left` what it knows
     extras = {key: tensor for key, tensor in left.items() if key.split(".")[0] in KOHYA_EXTRAS}
     renamed = {KOHYA_EXTRAS[key.split(".")[0]] + key[key.index(".") :]: tensor for key, tensor in extras.items()}
     unknown = {key: tensor for key, tensor in left.items() if key not in extras}

@@ -14,7 +14,6 @@ from typing import Any, Final, Protocol
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageClassification
 
 from darkroom.errors import FeatureNotInstalled, WeightsError
 
@@ -47,6 +46,8 @@ class HubClassifier:
                 "DARKROOM_SAFETY at its folder.",
                 parameter="safety",
             )
+        from transformers import AutoConfig  # imported late: it takes longer than starting an engine
+
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         self.unsafe = [i for i, label in config.id2label.items() if any(w in label.casefold() for w in UNSAFE_WORDS)]
         if not self.unsafe:
@@ -63,6 +64,8 @@ class HubClassifier:
 
 def load_strictly(folder: Path) -> Any:
     """The model with every weight from the file, and every weight of the file used. Raises WeightsError."""
+    from transformers import AutoModelForImageClassification
+
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from darkroom.catalog.card import TextFacts
 from darkroom.engine.devices import placement
+from darkroom.engine.from_diffusers import SYSTEM_MESSAGE
 from darkroom.engine.lru import Lru
+from darkroom.engine.tokenizer import read_tokenizer
+from darkroom.engine.trunk import hidden_states
 from darkroom.errors import WeightsError
 
 QWEN3: Final = "qwen3"
@@ -69,7 +70,7 @@ class PromptEncoder:
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer with its chat template. Raises WeightsError when it is not a complete, fast one."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = read_tokenizer(folder) or _stock_tokenizer(folder)
     except (OSError, ValueError) as error:
         raise WeightsError(f"The tokenizer ({folder.parent.name}/{folder.name}) cannot be loaded: {error}") from error
     if not tokenizer.is_fast or not tokenizer.chat_template or tokenizer.pad_token_id is None:
@@ -79,12 +80,18 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def _stock_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # imported late: it takes a second
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 @torch.inference_mode()
 def encode(trunk: Any, tokens: Tokens, layers: Sequence[int]) -> Encoded:
     """One prompt through the trunk. layers: of the hidden states to join, 0 is the embedding."""
     device, _ = placement(trunk)
     ids, mask = torch.tensor([tokens.ids], device=device), torch.tensor([tokens.mask], device=device)
-    states = trunk(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
+    states = hidden_states(trunk, ids, mask)
     joined = torch.cat([states[layer] for layer in layers], dim=-1)
     return Encoded(joined, tokens.prompt_tokens, tokens.truncated)
 

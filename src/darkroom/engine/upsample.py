@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE_UPSAMPLING_I2I, SYSTEM_MESSAGE_UPSAMPLING_T2I
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from darkroom.engine.from_diffusers import SYSTEM_MESSAGE_UPSAMPLING_I2I, SYSTEM_MESSAGE_UPSAMPLING_T2I
 from darkroom.errors import InferenceError, WeightsError
 
 TEMPERATURE = 0.15  # what FLUX.2's authors advise: nearly the model's first choice, but not the same for every seed

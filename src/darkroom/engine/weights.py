@@ -13,24 +13,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
-from diffusers.models.transformers.transformer_flux2 import Flux2KVAttnProcessor, Flux2KVParallelSelfAttnProcessor
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, MistralModel, Qwen3Model
 
+from darkroom.engine.from_diffusers import (
+    AutoencoderKLFlux2,
+    Flux2KVAttnProcessor,
+    Flux2KVParallelSelfAttnProcessor,
+    Flux2Transformer2DModel,
+    convert_transformer,
+)
 from darkroom.engine.lean import make_lean
 from darkroom.engine.rowwise import make_rowwise
+from darkroom.engine.trunk import TextTrunk, TrunkFacts, read_facts
 from darkroom.errors import WeightsError
 
 SHOWN_KEYS: Final = 5
 BFL_PREFIX: Final = "model.diffusion_model."
-TRUNKS: Final = {"qwen3": Qwen3Model, "mistral": MistralModel}
+TRUNKS: Final = ("qwen3", "mistral")
 # Before the trunk's own names in the files of Qwen3ForCausalLM and, old and new, of Mistral3ForConditionalGeneration.
 TRUNK_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|model\.)")
 NOT_TRUNK = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.|(^|\.)lm_head\.weight$")
@@ -75,25 +80,39 @@ def load_text_trunk(folder: Path, layers: int, device: torch.device, dtype: torc
     or the normed one where the checkpoint ends there, as transformers gives it. Raises WeightsError.
     """
     what = f"The text encoder ({_label(folder)})"
+    config = _json(folder / "config.json")
+    config = config.get("text_config", config)
+    if config.get("model_type") not in TRUNKS:
+        raise WeightsError(f"{what} is a {config.get('model_type')} model; FLUX.2 reads qwen3 and mistral ones.")
+    facts = read_facts(config)
+    trunk, whole = _stock_trunk(folder, layers) if facts is None else (_trunk(facts, layers), facts.layers)
+    if whole < layers:
+        raise WeightsError(f"{what} has {whole} layers; {layers} are read.")
+    _fill(trunk, dict(_trunk_tensors(folder, layers, whole > layers, device)), device, dtype, what=what)
+    return trunk.to(device)  # the table of positions, which is computed and not stored
+
+
+def _trunk(facts: TrunkFacts, layers: int) -> TextTrunk:
+    with torch.device("meta"):
+        return TextTrunk(replace(facts, layers=layers), normed=facts.layers == layers)
+
+
+def _stock_trunk(folder: Path, layers: int) -> tuple[Any, int]:
+    """transformers' own class, cut, and the number of layers before that."""
+    from transformers import AutoConfig, AutoModel  # takes longer to import than everything else
+
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     config = getattr(config, "text_config", config)
-    trunk_class = TRUNKS.get(config.model_type)
-    if trunk_class is None:
-        raise WeightsError(f"{what} is a {config.model_type} model; FLUX.2 reads qwen3 and mistral ones.")
-    if config.num_hidden_layers < layers:
-        raise WeightsError(f"{what} has {config.num_hidden_layers} layers; {layers} are read.")
-    cut = config.num_hidden_layers > layers
-    config.num_hidden_layers = layers
+    whole = config.num_hidden_layers
+    config.num_hidden_layers = min(layers, whole)
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     with torch.device("meta"):
-        trunk = trunk_class(config)
-    if cut:
+        trunk = AutoModel.from_config(config)
+    if whole > layers:
         trunk.norm = nn.Identity()  # the norm belongs behind the last layer of the whole model
-    trunk.rotary_emb = type(trunk.rotary_emb)(config)  # its table is computed, not stored
-    _fill(trunk, dict(_trunk_tensors(folder, layers, cut, device)), device, dtype, what=what)
-    trunk.rotary_emb.to(device)
-    return trunk
+    trunk.rotary_emb = type(trunk.rotary_emb)(config)
+    return trunk, whole
 
 
 def weight_bytes(path: Path, dtype: torch.dtype) -> int:
@@ -159,10 +178,9 @@ def _from_bfl(path: Path, device: torch.device) -> dict[str, Tensor]:
         named = ", ".join(sorted(state)[:SHOWN_KEYS])
         raise WeightsError(f"The transformer ({path.name}) is no FLUX.2 checkpoint: its first keys are {named}.")
     try:
-        converted: dict[str, Tensor] = convert_flux2_transformer_checkpoint_to_diffusers(state)
+        return convert_transformer(state)
     except KeyError as error:
         raise WeightsError(f"The transformer ({path.name}) has weights FLUX.2 does not know: {error}.") from error
-    return converted
 
 
 def _bfl_config(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
