@@ -52,7 +52,10 @@ MISTRAL_LAYERS = 33
 
 
 class Size(NamedTuple):
-    """Shape of a set of models. head: width of one. vocabulary: padded to it where the tokenizer has fewer."""
+    """Shape of a set of models. head: width of one. text_groups: query heads that share a key head.
+
+    vocabulary: padded to it where the tokenizer has fewer. variants: networks that are written.
+    """
 
     heads: int = 2
     head: int = 16
@@ -66,8 +69,10 @@ class Size(NamedTuple):
     text_mlp: int = 24
     text_heads: int = 2
     text_head: int = 8
+    text_groups: int = 2
     qwen_layers: int = QWEN_LAYERS
     vocabulary: int = 0
+    variants: tuple[str, ...] = VARIANTS
 
 
 TINY = Size()
@@ -116,7 +121,7 @@ def build(folder: Path, size: Size = TINY) -> None:
     qwen3(size).save_pretrained(folder / "text_encoder")
     qwen_tokenizer().save_pretrained(folder / "tokenizer")
     scheduler().save_pretrained(folder / "scheduler")
-    for variant in VARIANTS:
+    for variant in size.variants:
         transformer(variant, size).save_pretrained(folder / variant / "transformer")
     mistral3().save_pretrained(folder / "flex" / "text_encoder")
     mistral_tokenizer().save_pretrained(folder / "flex" / "tokenizer")
@@ -195,7 +200,7 @@ def qwen3(size: Size = TINY) -> Qwen3ForCausalLM:
         intermediate_size=size.text_mlp,
         num_hidden_layers=size.qwen_layers,
         num_attention_heads=size.text_heads,
-        num_key_value_heads=size.text_heads // 2,
+        num_key_value_heads=size.text_heads // size.text_groups,
         head_dim=size.text_head,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
