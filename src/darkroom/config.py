@@ -21,6 +21,11 @@ class DType(StrEnum):
     BF16 = "bf16"
 
 
+class Quantise(StrEnum):
+    NONE = "none"
+    FP8 = "fp8"
+
+
 class KVFormat(StrEnum):
     EXACT = "exact"
     FP8 = "fp8"
@@ -50,6 +55,8 @@ class Settings(BaseSettings):
     engine: EngineKind = Field(EngineKind.CHILD, description="Where the engine runs: child, local or fake.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps; several with commas.")
     dtype: DType = Field(DType.AUTO, description="auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.")
+    quantise: Quantise = Field(Quantise.NONE, description="none, or fp8: the networks multiply in 8 bits.")
+    decoder: Path | None = Field(None, description="Autoencoder that draws the pictures; unset: the card's own.")
     memory_bytes: int = Field(0, ge=0, description="Weights kept in memory at most; 0: what the device has.")
     offload: bool = Field(False, description="Move each part to the device only while it works (small GPUs).")
     max_rows: int = Field(16, ge=1, description="Images in flight in one engine at most.")

@@ -6,8 +6,9 @@ from darkroom.types import Value
 
 
 class EngineOptions(Value, frozen=True, kw_only=True):
-    """device: auto, cpu, cuda, cuda:N, mps. dtype: auto, fp32, bf16. memory_bytes: of weights, 0 is what there is.
+    """device: auto, cpu, cuda, cuda:N, mps. dtype: auto, fp32, bf16. quantise: none or fp8, of the networks.
 
+    decoder: folder of an autoencoder that draws in place of the cards' own. memory_bytes: of weights, 0: what there is.
     offload: large parts take turns on the device. max_rows: images in flight. max_tokens: of one forward pass.
     kv_bank_bytes: reference K/V kept between tasks on the device. kv_bank_host_bytes: of what left it, in main memory.
     kv_bank_format: exact or fp8. text_cache_entries: prompts kept.
@@ -16,6 +17,8 @@ class EngineOptions(Value, frozen=True, kw_only=True):
 
     device: str = "auto"
     dtype: str = "auto"
+    quantise: str = "none"
+    decoder: str = ""
     memory_bytes: int = 0
     offload: bool = False
     max_rows: int = 16

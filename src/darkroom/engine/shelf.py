@@ -6,6 +6,8 @@ used longest ago goes first. With offload, the large parts wait in main memory a
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,11 +19,23 @@ from darkroom.catalog.card import Card
 from darkroom.catalog.installed import Installed, Located
 from darkroom.engine import weights
 from darkroom.engine.devices import weights_budget
+from darkroom.engine.float8 import FORMAT
+from darkroom.engine.float8_linear import quantise
 from darkroom.engine.lru import Lru
 from darkroom.engine.preview import Previewer
 from darkroom.engine.text_encode import load_tokenizer
+from darkroom.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
 
 RESIDENT_BYTES: Final = 1 << 30  # smaller parts stay on the device even when the others take turns
+
+
+class Quantise(StrEnum):
+    """fp8: the network's blocks multiply in 8 bits."""
+
+    NONE = "none"
+    FP8 = "fp8"
 
 
 class Kind(StrEnum):
@@ -42,17 +56,21 @@ class PartKey:
 
 @dataclass(frozen=True, slots=True)
 class CardModels:
-    """What one card needs. Parts are fetched with Shelf.part, each time they are used."""
+    """What one card needs. Parts are fetched with Shelf.part, each time they are used.
+
+    decoder: the autoencoder that draws the pictures, mostly the same as vae.
+    """
 
     card: Card
     located: Located
     transformer: PartKey
     vae: PartKey
+    decoder: PartKey
     text_encoder: PartKey
 
     @property
     def parts(self) -> tuple[PartKey, ...]:
-        return self.transformer, self.vae, self.text_encoder
+        return tuple(dict.fromkeys((self.transformer, self.vae, self.decoder, self.text_encoder)))
 
 
 class NoRoom(Exception):
@@ -70,15 +88,29 @@ class Shelf:
     """Loads, shares, moves and unloads parts.
 
     budget_bytes: of weights; 0 is what the device has. offload: large parts take turns on the device.
+    quantise: of the networks, as they are loaded. decoder: folder of an autoencoder that draws the pictures of every
+    card with latents of its kind. Raises ConfigurationError when it holds none.
     """
 
     def __init__(
-        self, installed: Installed, device: torch.device, dtype: torch.dtype, *, budget_bytes: int = 0, offload: bool
+        self,
+        installed: Installed,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        budget_bytes: int = 0,
+        offload: bool,
+        quantise: Quantise = Quantise.NONE,
+        decoder: Path | None = None,
     ) -> None:
         self.device = device
         self.dtype = dtype
         self.offload = offload and device.type != "cpu"
         self._installed = installed
+        self._quantise = quantise
+        self._decoder = decoder
+        self._decoder_shape = _decoder_shape(decoder) if decoder else None
+        self._decoders: dict[Path, Path] = {}  # of an autoencoder: which one draws in its place
         self._budget = (device, budget_bytes) if not self.offload else (torch.device("cpu"), budget_bytes)
         self._parts: Lru[PartKey, _Part] = Lru(weights_budget(*self._budget))
         self._tokenizers: dict[Path, Any] = {}
@@ -94,6 +126,7 @@ class Shelf:
             located=located,
             transformer=PartKey(kind, located.transformer),
             vae=PartKey(Kind.VAE, located.vae),
+            decoder=PartKey(Kind.VAE, self._decoder_for(located.vae)),
             text_encoder=PartKey(Kind.TEXT_ENCODER, located.text_encoder, max(located.text.layers)),
         )
 
@@ -112,7 +145,8 @@ class Shelf:
             if not fits and self._others_at_work(held):
                 raise NoRoom
             for key in missing:
-                self._parts.put_used(key, self._load(key), sizes[key])
+                part = self._load(key)
+                self._parts.put_used(key, part, part.bytes)
                 held.append(key)
         except BaseException:
             for key in held:
@@ -160,8 +194,23 @@ class Shelf:
     def _others_at_work(self, mine: list[PartKey]) -> bool:
         return any(key not in mine for key, _, _ in self._parts)  # after shrink only parts in use are left
 
+    def _decoder_for(self, vae: Path) -> Path:
+        """The autoencoder that draws for cards with this one."""
+        if self._decoder is None:
+            return vae
+        if vae not in self._decoders:
+            fits = _decoder_shape(vae) == self._decoder_shape
+            self._decoders[vae] = self._decoder if fits else vae
+            if not fits:
+                log.warning("the decoder of the settings is for other latents than %s, which draws itself", vae)
+        return self._decoders[vae]
+
+    def _quantised(self, key: PartKey) -> bool:
+        return self._quantise is Quantise.FP8 and key.kind in (Kind.TRANSFORMER, Kind.KV_TRANSFORMER)
+
     def _size(self, key: PartKey) -> int:
-        return weights.weight_bytes(key.path, self.dtype)
+        """What a part will take, before it is loaded. In 8 bits: without scales and the few layers that stay."""
+        return weights.weight_bytes(key.path, FORMAT if self._quantised(key) else self.dtype)
 
     def _load(self, key: PartKey) -> _Part:
         self.loads += 1
@@ -174,7 +223,12 @@ class Shelf:
                 module = weights.load_text_trunk(key.path, key.layers, device, self.dtype)
             case Kind.TRANSFORMER | Kind.KV_TRANSFORMER:
                 kv = key.kind is Kind.KV_TRANSFORMER
-                module = weights.load_transformer(key.path, device, self.dtype, kv_references=kv)
+                home = torch.device("cpu") if self._quantised(key) else device  # on the device it may be too large
+                module = weights.load_transformer(key.path, home, self.dtype, kv_references=kv)
+                if self._quantised(key):
+                    quantise(module, self.device)
+                    module.to(device)
+                    size = weights.module_bytes(module)
         return _Part(module, size)
 
     def _invite(self, key: PartKey, part: _Part) -> None:
@@ -184,3 +238,13 @@ class Shelf:
                 held.module.to("cpu")
         part.module.to(self.device)
         self._guest = key
+
+
+def _decoder_shape(folder: Path) -> tuple[object, ...]:
+    """What two autoencoders must have in common to draw each other's latents. Raises ConfigurationError."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config["_class_name"], config["latent_channels"], len(config["block_out_channels"])
+    except (OSError, ValueError, KeyError) as error:
+        message = f"'{folder}' holds no autoencoder in diffusers layout (config.json and its .safetensors): {error}."
+        raise ConfigurationError(message, parameter="decoder") from error

@@ -31,6 +31,8 @@ class EngineSpec(Value, frozen=True, kw_only=True):
     embedded: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantise: str = "none"
+    decoder: str = ""
     memory_bytes: int = 0
     offload: bool = False
     max_rows: int = 16
@@ -52,6 +54,8 @@ def engine_spec(settings: Settings, device: str) -> EngineSpec:
         embedded=str(settings.embedded.expanduser()) if settings.embedded else None,
         device=device,
         dtype=settings.dtype,
+        quantise=settings.quantise,
+        decoder=str(settings.decoder.expanduser()) if settings.decoder else "",
         memory_bytes=settings.memory_bytes,
         offload=settings.offload,
         max_rows=settings.max_rows,
@@ -94,6 +98,8 @@ def build_engine(spec: EngineSpec) -> SteppedEngine:
     options = EngineOptions(
         device=spec.device,
         dtype=spec.dtype,
+        quantise=spec.quantise,
+        decoder=spec.decoder,
         memory_bytes=spec.memory_bytes,
         offload=spec.offload,
         max_rows=spec.max_rows,

@@ -14,7 +14,7 @@ from darkroom.engine.kv_bank import KVBank, KVFormat
 from darkroom.engine.lora import AdapterBank
 from darkroom.engine.options import EngineOptions
 from darkroom.engine.references import ReferenceEncoder
-from darkroom.engine.shelf import CardModels, PartKey, Shelf
+from darkroom.engine.shelf import CardModels, PartKey, Quantise, Shelf
 from darkroom.engine.text_encode import Encoded, PromptEncoder
 from darkroom.errors import DarkroomError
 
@@ -29,7 +29,13 @@ class Stock:
         self.device = pick_device(options.device)
         self.dtype = pick_dtype(options.dtype, self.device)
         self.shelf = Shelf(
-            installed, self.device, self.dtype, budget_bytes=options.memory_bytes, offload=options.offload
+            installed,
+            self.device,
+            self.dtype,
+            budget_bytes=options.memory_bytes,
+            offload=options.offload,
+            quantise=Quantise(options.quantise),
+            decoder=Path(options.decoder) if options.decoder else None,
         )
         self.prompts = PromptEncoder(options.text_cache_entries)
         self.references = ReferenceEncoder(REFERENCE_BYTES)
