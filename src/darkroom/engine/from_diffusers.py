@@ -44,7 +44,9 @@ except Exception as error:  # noqa: BLE001 - whatever it is, the usual way is on
     log.warning("diffusers is imported as a whole, which takes longer: %s", error)
 
 from diffusers.loaders import lora_conversion_utils as lora_conversion
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux2 import (
     Flux2Attention,
     Flux2KVAttnProcessor,
@@ -72,9 +74,11 @@ __all__ = [
     "Flux2KVParallelSelfAttnProcessor",
     "Flux2ParallelSelfAttention",
     "Flux2Transformer2DModel",
+    "apply_rotary_emb",
     "blend_double_block_mods",
     "blend_single_block_mods",
     "convert_transformer",
+    "dispatch_attention_fn",
     "lora_conversion",
 ]
 
