@@ -19,10 +19,12 @@ import httpx
 import pytest
 import websockets
 
+from darkroom.assembly import is_loopback
 from darkroom.config import EngineKind, Settings
 from darkroom.errors import ConfigurationError
+from darkroom.tasks.database import Database
 from darkroom.tasks.lifecycle import Status
-from darkroom.wiring import Server, bind, build, first_of, is_loopback, run
+from darkroom.wiring import Server, bind, build, first_of, run
 from tests.eventually import eventually
 from tests.live import LiveServer
 
@@ -56,6 +58,23 @@ async def test_a_task_goes_in_and_its_picture_comes_out(tmp_path: Path) -> None:
         assert picture.headers["content-type"] == "image/jpeg"
         assert picture.content.startswith(b"\xff\xd8\xff")
         assert (await http.get("/ready")).json()["status"] == "ok"
+
+
+async def test_a_picture_takes_four_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submitted, claimed, stored with its file's record, finished: each more would be a disk's and a thread's wait."""
+    written: list[object] = []
+    write = Database.write
+
+    async def counted(database: Database, work: Any, *, durable: bool = True) -> Any:
+        written.append(work)
+        return await write(database, work, durable=durable)
+
+    async with build(settings(tmp_path)) as server, client(server) as http:
+        await http.post("/v1", json=[task()])  # what a start has to clean up is done by then
+        monkeypatch.setattr(Database, "write", counted)
+        answer = await http.post("/v1", json=[task(outputType="base64Data")])
+        assert answer.json()["data"][0]["imageBase64Data"]
+        assert len(written) == 4
 
 
 async def test_the_smallest_card_is_loaded_before_anybody_asks(tmp_path: Path) -> None:

@@ -239,10 +239,13 @@ async def test_a_picture_that_comes_after_the_cancel_is_not_kept(made: Fixture) 
     worker = made.another(made.pool, media=media)
     made.start(worker)
     task_id = await made.submit()
-    await media.reached.wait()
+    async with asyncio.timeout(10):
+        await media.reached.wait()
+    assert pictures(made)
     await made.store.cancel(task_id)
     media.go_on.set()
     await eventually(lambda: not worker._at_work)
+    assert not pictures(made)
     with pytest.raises(NotFound):
         await made.media.get(media_id_of(await made.store.get(task_id), 0))
 
@@ -324,6 +327,10 @@ async def test_a_database_that_does_not_answer_is_asked_again(made: Fixture) -> 
     assert (await made.run()).status is Status.SUCCEEDED
 
 
+def pictures(fixture: Fixture) -> list[Path]:
+    return [path for path in (fixture.settings.data / "media").rglob("*") if path.is_file()]
+
+
 async def _in_engine(fixture: Fixture) -> bool:
     return (await fixture.pool.status()).rows > 0
 
@@ -381,8 +388,8 @@ class SlowMedia(Through):
         super().__init__(inner)
         self.reached, self.go_on = asyncio.Event(), asyncio.Event()
 
-    async def put(self, *arguments: Any, **named: Any) -> Any:
-        stored = await self._inner.put(*arguments, **named)
+    async def place(self, *arguments: Any, **named: Any) -> Any:
+        stored = await self._inner.place(*arguments, **named)
         self.reached.set()
         await self.go_on.wait()
         return stored
@@ -393,11 +400,11 @@ class FullDisk(Through):
         super().__init__(inner)
         self.fails = fails
 
-    async def put(self, *arguments: Any, **named: Any) -> Any:
+    async def place(self, *arguments: Any, **named: Any) -> Any:
         if self.fails:
             self.fails -= 1
             raise StorageError("The picture could not be stored.")
-        return await self._inner.put(*arguments, **named)
+        return await self._inner.place(*arguments, **named)
 
 
 class ShyStore(Through):

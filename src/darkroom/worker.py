@@ -40,6 +40,7 @@ from darkroom.types import (
     Failure,
     ImageRequest,
     Job,
+    Media,
     Picture,
     Pixels,
     Preview,
@@ -276,7 +277,7 @@ class Assignment:
         try:
             data, content_type, _ = await self._thread(lambda: self._encode(picture))
             encoded = time.perf_counter()
-            stored = await self.worker.media.put(
+            placed = await self.worker.media.place(
                 self.task.owner,
                 data,
                 content_type,
@@ -294,19 +295,19 @@ class Assignment:
         result = Result(
             index=picture.result,
             seed=picture.seed,
-            media_id=stored.id,
+            media_id=placed.id,
             width=picture.pixels.width,
             height=picture.pixels.height,
             nsfw=picture.nsfw,
             record=msgspec.structs.replace(
-                picture.record, stage_ms={str(name): ms for name, ms in times.items()}, file_bytes=stored.bytes
+                picture.record, stage_ms={str(name): ms for name, ms in times.items()}, file_bytes=placed.bytes
             ),
             finished_at=datetime.now(UTC),
         )
         try:
-            await self._store(result)
+            await self._store(result, placed)
         except LeaseLost:
-            await self._drop(stored.id, picture.result)
+            await self._drop(placed, picture.result)
             raise
 
     def _encode(self, picture: Picture) -> tuple[bytes, str, str]:
@@ -326,19 +327,18 @@ class Assignment:
         seed = result_seed(self.task.request, index)
         return Result(index=index, seed=seed, fault=fault, finished_at=datetime.now(UTC))
 
-    async def _store(self, result: Result) -> None:
+    async def _store(self, result: Result, file: Media | None = None) -> None:
         self.results[result.index] = result
         owed = self._announcer.on_result(self._now(), result)
-        await self.worker.store.store_result(self.claim, result, owed)
+        await self.worker.store.store_result(self.claim, result, owed, file=file)
         if self.worker.meter:
             self.worker.meter.result(result)
 
-    async def _drop(self, media_id: str, index: int) -> None:
-        """The task ended before this result was stored: nothing will ever refer to its file."""
+    async def _drop(self, placed: Media, index: int) -> None:
+        """Delete the file if the task ended before this result was stored: nothing will ever refer to it."""
         task = await self.worker.store.get(self.task.id)
         if is_final(task.status) and all(result.index != index for result in task.results):
-            with contextlib.suppress(NotFound):
-                await self.worker.media.delete(task.owner, media_id)
+            await self.worker.media.discard(placed)
 
     async def _finish(self, fault: Fault | None) -> None:
         fault = fault or next((result.fault for _, result in sorted(self.results.items()) if result.fault), None)

@@ -218,6 +218,19 @@ async def test_stray_files_and_hollow_records_are_swept(media: MediaStore, table
     assert await gone(media, stray.id)
 
 
+async def test_a_put_that_is_cancelled_leaves_nothing(folder: Path, table: Any) -> None:
+    media = await MediaStore.open(folder, table)
+    for patience in (0.0, 0.0005, 0.001, 0.002):
+        putting = asyncio.create_task(media.place("alice", DATA * 500, "image/png", kind="result", width=4, height=3))
+        await asyncio.sleep(patience)
+        if putting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await putting
+            assert files(folder) == []
+        else:
+            await media.discard(await putting)
+
+
 async def test_young_files_are_left_alone(media: MediaStore, table: Any, folder: Path) -> None:
     await table.remove([(await put(media)).id])
     assert await media.sweep() == (0, 0)

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +19,7 @@ from darkroom.tasks.memory import MemoryTaskStore
 from darkroom.tasks.sql import SqlTaskStore
 from darkroom.tasks.tables import metadata
 from darkroom.tasks.task import NewTask, Owed, OwedKind, Result
-from darkroom.types import ImageRequest
+from darkroom.types import ImageRequest, Media, MediaKind
 
 POLL_SECONDS = 0.02
 NUMBERS = itertools.count()
@@ -100,6 +101,14 @@ def new_task(owner: str = "alice", external_id: str | None = None, **fields: Any
 
 def result(index: int = 0, **fields: Any) -> Result:
     return Result(**{"index": index, "seed": 2**63 - 1 - index, "media_id": f"media-{index}", **fields})
+
+
+def stored_file(clock: Clock, **fields: Any) -> Media:
+    facts = {"kind": MediaKind.RESULT, "content_type": "image/png", "extension": "png", "width": 4, "height": 3}
+    return Media(
+        **{"id": str(uuid4()), "owner": "alice", "bytes": 10, "sha256": "cd" * 32, "created_at": clock(), **facts}
+        | fields
+    )
 
 
 def webhook(url: str = "https://example.com/hook", **fields: Any) -> Owed:

@@ -7,13 +7,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from darkroom.errors import Conflict, LeaseLost, NotFound, Overloaded
 from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status
 from darkroom.tasks.store import ResultStored, TaskChanged
 from darkroom.tasks.task import Attempt, Claim, Fault, Owed, Task
 from darkroom.types import Preview, Progress, Record, Stage
-from tests.tasks.stores import Clock, Stores, new_task, request, result, upload, webhook
+from tests.tasks.stores import Clock, Stores, new_task, request, result, stored_file, upload, webhook
 
 LEASE = 20.0
 FAULT = Fault(code="inference", message="It broke.", parameter="prompt")
@@ -202,6 +203,28 @@ async def test_results_are_stored_once_and_in_order(store: Any) -> None:
     assert stored.results == (result(0, media_id=None, fault=FAULT), second)
     assert len(await store.deliveries(task.id)) == 1
     assert stored.version > claim.task.version
+
+
+async def test_a_result_and_the_record_of_its_file_are_written_together(store: Any, clock: Clock) -> None:
+    task = await store.submit(new_task(request=request(count=2)))
+    claim = await claimed(store)
+    first, second = stored_file(clock), stored_file(clock)
+    await store.store_result(claim, result(0, media_id=first.id), [], file=first)
+    assert await store.files.get(first.id) == first
+    await store.cancel(task.id)
+    with pytest.raises(LeaseLost):
+        await store.store_result(claim, result(1, media_id=second.id), [], file=second)
+    assert await store.files.get(second.id) is None
+
+
+async def test_a_file_that_was_made_again_has_its_newest_record(store: Any, clock: Clock) -> None:
+    await store.submit(new_task())
+    claim = await claimed(store)
+    first = stored_file(clock)
+    again = replace(first, bytes=11, sha256="ef" * 32, created_at=clock())
+    await store.store_result(claim, result(0, media_id=first.id), [], file=first)
+    await store.store_result(claim, result(0, media_id=first.id), [], file=again)
+    assert await store.files.get(first.id) == replace(again, created_at=first.created_at)
 
 
 async def test_finish_ends_a_task(store: Any) -> None:
@@ -412,6 +435,8 @@ async def test_a_watch_begins_now(store: Any) -> None:
     claim = await claimed(store)
     await store.store_result(claim, result(0), [])
     watcher = await watching(store, task.id)
+    async with store.watch(task.id) as events:
+        assert events.task == await store.get(task.id)
     await store.store_result(claim, result(1), [])
     ended = await store.finish(claim, Status.SUCCEEDED)
     async with asyncio.timeout(5):

@@ -87,7 +87,7 @@ async def follow(services: Services, base: str, task: Task, last: str) -> AsyncG
     """A task's events as text/event-stream, from now until its end. last: the id of the last event that arrived."""
     seen = Seen(last)
     async with services.store.watch(task.id) as watched:
-        task = await services.store.get(task.id)
+        task = watched.task
         yield b"retry: 1000\n\n"
         for block in catch_up(base, task, seen):
             yield block

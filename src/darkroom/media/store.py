@@ -121,33 +121,64 @@ class MediaStore:
         media_id: a UUID chosen before, so that trying again replaces what the first try left. Raises Conflict when
         it is another owner's, StorageError when the bytes cannot be written.
         """
-        now = self._clock()
-        keep = self._keep_seconds if ttl_seconds is None else ttl_seconds
-        record = Media(
-            id=media_id or str(uuid4()),
-            owner=owner,
-            kind=MediaKind(kind),
-            content_type=content_type,
-            extension=EXTENSIONS.get(content_type, "bin"),
-            width=width,
-            height=height,
-            bytes=len(data),
-            sha256=await asyncio.to_thread(_digest, data),
-            created_at=now,
-            expires_at=None if keep is None else _after(now, keep),
-        )
         if media_id is not None:
             await self._check_owner(media_id, owner)
-        await self._write(record, data)
+        record = await self.place(
+            owner,
+            data,
+            content_type,
+            kind=kind,
+            width=width,
+            height=height,
+            ttl_seconds=ttl_seconds,
+            media_id=media_id,
+        )
         if not await self._table.add(record):
             raise _taken(record.id)
         return record
+
+    async def place(
+        self,
+        owner: str,
+        data: bytes,
+        content_type: str,
+        *,
+        kind: MediaKind | str,
+        width: int,
+        height: int,
+        ttl_seconds: int | None = None,
+        media_id: str | None = None,
+    ) -> Media:
+        """The file of a put without its record, for a caller that writes the record together with what names it.
+
+        media_id: made from the owner's name, so that it cannot be another's. Raises StorageError.
+        """
+        now = self._clock()
+        keep = self._keep_seconds if ttl_seconds is None else ttl_seconds
+        name, extension = media_id or str(uuid4()), EXTENSIONS.get(content_type, "bin")
+        return Media(
+            id=name,
+            owner=owner,
+            kind=MediaKind(kind),
+            content_type=content_type,
+            extension=extension,
+            width=width,
+            height=height,
+            bytes=len(data),
+            sha256=await self._write(_path(name, extension), data),
+            created_at=now,
+            expires_at=None if keep is None else _after(now, keep),
+        )
+
+    async def discard(self, placed: Media) -> None:
+        """Delete a file that was placed and whose record was never written. Raises StorageError."""
+        await self._remove_file(_path_of(placed))
 
     async def get(self, media_id: str) -> tuple[Media, bytes]:
         """A file by its id alone: the id is the permission. Raises NotFound(what="media"), StorageError."""
         media = await self._current(media_id)
         try:
-            found = await obstore.get_async(self._store, _path(media))
+            found = await obstore.get_async(self._store, _path_of(media))
             return media, bytes(await found.bytes_async())
         except FileNotFoundError:
             raise _missing() from None
@@ -212,20 +243,31 @@ class MediaStore:
         if not _is_uuid(media_id) or (earlier is not None and earlier.owner != owner):
             raise _taken(media_id)
 
-    async def _write(self, media: Media, data: bytes) -> None:
+    async def _write(self, path: str, data: bytes) -> str:
+        """The digest of what was written. A caller that is cancelled meanwhile leaves no file."""
+        writing = asyncio.create_task(self._written(path, data))
         try:
-            await obstore.put_async(self._store, _path(media), data)
-            if self._folder is not None:
-                await asyncio.to_thread(_flush, self._folder / _path(media))
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])  # a thread cannot be stopped
+            if not writing.exception():
+                await self._remove_file(path)
+            raise
         except (BaseError, OSError) as error:
             raise StorageError("The picture could not be stored; the server's disk may be full.") from error
+
+    async def _written(self, path: str, data: bytes) -> str:
+        if self._folder is not None:
+            return await asyncio.to_thread(_save, self._store, self._folder, path, data)
+        await obstore.put_async(self._store, path, data)
+        return await asyncio.to_thread(_digest, data)
 
     async def _remove(self, records: Sequence[Media]) -> None:
         if not records:
             return
         await self._table.remove([media.id for media in records])
         for media in records:
-            await self._remove_file(_path(media))
+            await self._remove_file(_path_of(media))
 
     async def _remove_file(self, path: str) -> None:
         try:
@@ -243,11 +285,11 @@ class MediaStore:
         for second in DIGITS:
             async for chunk in obstore.list(self._store, prefix=digit + second):
                 files.update((entry["path"], entry["last_modified"]) for entry in chunk)
-        after = {_path(media) for media in await self._table.with_prefix(digit)}
+        after = {_path_of(media) for media in await self._table.with_prefix(digit)}
         stray = [path for path, changed in files.items() if path not in after and changed < old]
         for path in stray:
             await self._remove_file(path)
-        hollow = [media.id for media in before if _path(media) not in files]
+        hollow = [media.id for media in before if _path_of(media) not in files]
         if hollow:
             await self._table.remove(hollow)
         return len(stray), len(hollow)
@@ -266,21 +308,30 @@ def _made(text: str) -> Path:
     return folder
 
 
-def _path(media: Media) -> str:
-    return f"{media.id[:2]}/{media.name}"
+def _path_of(media: Media) -> str:
+    return _path(media.id, media.extension)
+
+
+def _path(media_id: str, extension: str) -> str:
+    return f"{media_id[:2]}/{media_id}.{extension}"
 
 
 def _digest(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def _flush(file: Path) -> None:
-    """On disk, name included: the record that follows must not outlive the file in a power cut."""
-    descriptor = os.open(file, os.O_RDONLY)
+def _save(store: ObjectStore, folder: Path, path: str, data: bytes) -> str:
+    """On disk, name included: the record that follows must not outlive the file in a power cut. Returns the digest.
+
+    All of it on one thread: every change of threads would cost more than what is done on it.
+    """
+    obstore.put(store, path, data)
+    descriptor = os.open(folder / path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    return _digest(data)
 
 
 def _remove_staged(folder: Path, grace_seconds: float) -> int:

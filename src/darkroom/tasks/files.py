@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 
-from darkroom.tasks.database import Database, insert
+from darkroom.tasks.database import INSERT, Database
 from darkroom.tasks.tables import media
 from darkroom.types import Media, MediaKind
+
+ADD: Final = {
+    name: (statement := make(media))
+    .on_conflict_do_update(
+        index_elements=["id"],
+        set_={column.name: column for column in statement.excluded if column.name not in ("id", "owner", "created_at")},
+        where=media.c.owner == statement.excluded.owner,
+    )
+    .returning(media.c.id)
+    for name, make in INSERT.items()
+}
+
+
+def add(connection: sa.Connection, record: Media) -> bool:
+    """Write or, for the same owner, replace; False when the id is another owner's."""
+    fields = {column.name: getattr(record, column.name) for column in media.c}
+    return connection.execute(ADD[connection.dialect.name], fields).first() is not None
 
 
 class MediaRecords:
@@ -20,20 +38,7 @@ class MediaRecords:
 
     async def add(self, record: Media) -> bool:
         """Write or, for the same owner, replace; False when the id is another owner's."""
-        fields = {column.name: getattr(record, column.name) for column in media.c}
-        again = {name: value for name, value in fields.items() if name not in ("id", "owner", "created_at")}
-
-        def work(connection: sa.Connection) -> bool:
-            statement = (
-                insert(connection, media)
-                .values(**fields)
-                .on_conflict_do_update(index_elements=["id"], set_=again, where=media.c.owner == record.owner)
-                .returning(media.c.id)
-            )
-            return connection.execute(statement).first() is not None
-
-        # A result is flushed with the end of its task; an upload has nothing else that would flush it.
-        return await self._database.write(work, durable=record.kind is not MediaKind.RESULT)
+        return await self._database.write(lambda connection: add(connection, record))
 
     async def get(self, media_id: str) -> Media | None:
         found = await self._select(sa.select(media).where(media.c.id == media_id))

@@ -5,7 +5,7 @@ Everything between two awaits is atomic on one event loop, so plain dictionaries
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,10 +20,10 @@ from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status, is_final
 from darkroom.tasks.memory_records import MemoryDocuments, MemoryIdempotency, MemoryKeys, MemoryMediaRecords
 from darkroom.tasks.queue import ENGINE_LOST, OwnerTurn
 from darkroom.tasks.search import TaskQuery
-from darkroom.tasks.store import Announce, ResultStored, TaskChanged, TaskEvent
+from darkroom.tasks.store import Announce, ResultStored, TaskChanged, TaskWatch
 from darkroom.tasks.task import Attempt, Claim, Delivery, Fault, NewTask, Owed, OwedKind, Result, Task
 from darkroom.tasks.watching import Signal, Watchers
-from darkroom.types import Preview, Progress
+from darkroom.types import Media, Preview, Progress
 
 
 @dataclass
@@ -178,8 +178,12 @@ class MemoryTaskStore:
         entry = self._held(claim)
         self._requeue(entry, attempts=entry.task.attempts - 1)
 
-    async def store_result(self, claim: Claim, result: Result, owed: Sequence[Owed]) -> None:
+    async def store_result(
+        self, claim: Claim, result: Result, owed: Sequence[Owed], *, file: Media | None = None
+    ) -> None:
         entry = self._held(claim)
+        if file is not None:
+            await self.files.add(file)
         known = entry.task.results
         if any(result.index == one.index for one in known):
             return
@@ -205,7 +209,7 @@ class MemoryTaskStore:
     async def publish(self, event: Progress | Preview) -> None:
         self._watchers.tell(event.task, event)
 
-    def watch(self, task_id: str) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent]]:
+    def watch(self, task_id: str) -> AbstractAsyncContextManager[TaskWatch]:
         return self._watchers.watch(task_id)
 
     async def wait_for_work(self, seconds: float) -> bool:

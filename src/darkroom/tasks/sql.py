@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
 
+from darkroom.tasks import files as media
 from darkroom.tasks import owed as outbox
 from darkroom.tasks import queue, statements
 from darkroom.tasks.database import Database
@@ -20,10 +21,10 @@ from darkroom.tasks.keys import Keys
 from darkroom.tasks.lifecycle import Status, is_final
 from darkroom.tasks.queue import ENGINE_LOST
 from darkroom.tasks.search import TaskQuery
-from darkroom.tasks.store import Announce, ResultStored, TaskChanged, TaskEvent
+from darkroom.tasks.store import Announce, ResultStored, TaskChanged, TaskWatch
 from darkroom.tasks.task import Attempt, Claim, Delivery, Fault, NewTask, Owed, Result, Task
 from darkroom.tasks.watching import POLL_SECONDS, Signal, Watchers
-from darkroom.types import Preview, Progress
+from darkroom.types import Media, Preview, Progress
 
 LAPSED_AT_ONCE: Final = 100  # lost tasks taken up by one claim
 
@@ -170,9 +171,8 @@ class SqlTaskStore:
     # Workers
 
     async def claim(self, worker: str, lease_seconds: float) -> Claim | None:
-        await self._take_up_lapsed()
         lease = timedelta(seconds=lease_seconds)
-        while await self.database.read(statements.is_waiting):
+        while await self._is_waiting():
             now = self._clock()
             claim = await self.database.write(
                 lambda connection, now=now: statements.claim(connection, worker, now, lease),  # type: ignore[misc]
@@ -203,12 +203,16 @@ class SqlTaskStore:
         self._watchers.tell(task.id, TaskChanged(task=task))
         self._work.wake()
 
-    async def store_result(self, claim: Claim, result: Result, owed: Sequence[Owed]) -> None:
+    async def store_result(
+        self, claim: Claim, result: Result, owed: Sequence[Owed], *, file: Media | None = None
+    ) -> None:
         now = self._clock()
 
         def work(connection: sa.Connection) -> bool:
             if not statements.touch(connection, claim):
                 raise queue.lost(claim)
+            if file is not None:
+                media.add(connection, file)
             if not statements.add_result(connection, claim.task.id, result):
                 return False
             outbox.add(connection, claim.task.id, owed, now)
@@ -246,7 +250,7 @@ class SqlTaskStore:
     async def publish(self, event: Progress | Preview) -> None:
         self._watchers.tell(event.task, event)
 
-    def watch(self, task_id: str) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent]]:
+    def watch(self, task_id: str) -> AbstractAsyncContextManager[TaskWatch]:
         return self._watchers.watch(task_id)
 
     async def wait_for_work(self, seconds: float) -> bool:
@@ -326,17 +330,26 @@ class SqlTaskStore:
             finished_last_minute=finished_lately,
         )
 
-    async def _take_up_lapsed(self) -> None:
-        """Tasks whose worker fell silent: back to the queue, or failed when they were tried often enough."""
+    async def _is_waiting(self) -> bool:
+        """Whether any task is queued, counting those whose worker fell silent: they are taken up first."""
         now = self._clock()
-        for task_id in await self.database.read(lambda connection: statements.lapsed(connection, now, LAPSED_AT_ONCE)):
+        waiting, lapsed = await self.database.read(
+            lambda connection: (
+                statements.is_waiting(connection),
+                statements.lapsed(connection, now, LAPSED_AT_ONCE),
+            )
+        )
+        for task_id in lapsed:
             task, owed = await self.database.write(
                 lambda connection, task_id=task_id: self._take_up(connection, task_id, now)  # type: ignore[misc]
             )
             if task is not None:
                 self._told(task, owed)
+                waiting = waiting or task.status is Status.QUEUED
+        return waiting
 
     def _take_up(self, connection: sa.Connection, task_id: str, now: datetime) -> tuple[Task | None, Sequence[Owed]]:
+        """Back to the queue, or failed when it was tried often enough; None when somebody else was quicker."""
         failed = statements.fail_lapsed(connection, task_id, ENGINE_LOST, now)
         if failed is None:
             return statements.requeue_lapsed(connection, task_id, now), ()

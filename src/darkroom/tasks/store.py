@@ -15,7 +15,7 @@ from darkroom.tasks.documents import DocumentStore
 from darkroom.tasks.idempotency import IdempotentCalls
 from darkroom.tasks.lifecycle import Status
 from darkroom.tasks.task import Attempt, Claim, Delivery, Fault, NewTask, Owed, Result, Task
-from darkroom.types import Preview, Progress, Value
+from darkroom.types import Media, Preview, Progress, Value
 
 
 class ResultStored(Value, frozen=True, kw_only=True):
@@ -32,6 +32,18 @@ class TaskChanged(Value, frozen=True, kw_only=True):
 
 
 TaskEvent = Progress | Preview | ResultStored | TaskChanged
+
+
+class TaskWatch(Protocol):
+    """Events of one task as they happen. task: as it stood when the watch began."""
+
+    task: Task
+
+    def __aiter__(self) -> AsyncIterator[TaskEvent]: ...
+
+    async def __anext__(self) -> TaskEvent: ...
+
+
 Announce = Callable[[Task, Fault], Sequence[Owed]]
 
 
@@ -108,8 +120,10 @@ class TaskStore(Protocol):
     async def release(self, claim: Claim) -> None:
         """Hand an unfinished task back to the queue without counting the attempt (graceful stop)."""
 
-    async def store_result(self, claim: Claim, result: Result, owed: Sequence[Owed]) -> None:
-        """Write one result and what is owed for it, in one transaction. Raises LeaseLost."""
+    async def store_result(
+        self, claim: Claim, result: Result, owed: Sequence[Owed], *, file: Media | None = None
+    ) -> None:
+        """Write one result, the record of its file and what is owed for it, in one transaction. Raises LeaseLost."""
 
     async def finish(
         self,
@@ -132,10 +146,10 @@ class TaskStore(Protocol):
     async def publish(self, event: Progress | Preview) -> None:
         """Tell this process's watchers; not stored (progress is a hint, the result is not)."""
 
-    def watch(self, task_id: str) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent]]:
-        """Events of a task from now on; ends after its final TaskChanged. Enter it before reading the task's state.
+    def watch(self, task_id: str) -> AbstractAsyncContextManager[TaskWatch]:
+        """Events of a task from now on; ends after its final TaskChanged. What was before is in its `task`.
 
-        Moves made by other servers on the same database are noticed by polling.
+        Moves made by other servers on the same database are noticed by polling. Raises NotFound(what="task").
         """
 
     # Waking up

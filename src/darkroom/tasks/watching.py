@@ -32,7 +32,9 @@ Load = Callable[[str], Awaitable[Task]]
 
 
 class Watch:
-    """One watcher's queue of events; iterate over it."""
+    """A TaskWatch: one watcher's queue of events; iterate over it."""
+
+    task: Task
 
     def __init__(self) -> None:
         self.version = NOT_BEGUN
@@ -55,6 +57,7 @@ class Watch:
 
     def begin(self, task: Task) -> None:
         """What was known when the watch began is not news, unless it is the end."""
+        self.task = task
         if is_final(task.status):
             self.put(TaskChanged(task=task))
         elif task.version > self.version:
@@ -147,11 +150,11 @@ class Watchers:
     async def _poll(self) -> None:
         """While anybody watches."""
         while self._watches:
+            await asyncio.sleep(self._poll_seconds)
             try:
                 await self._look()
             except StorageError as error:
                 log.warning("watching.poll_failed", reason=error.message)
-            await asyncio.sleep(self._poll_seconds)
 
     async def _look(self) -> None:
         watched = list(self._watches)

@@ -222,7 +222,7 @@ async def test_a_media_store_that_fails_is_told(runs: Runs, monkeypatch: pytest.
     async def full(*_: object, **__: object) -> None:
         raise StorageError("The picture could not be stored; the server's disk may be full.")
 
-    monkeypatch.setattr(runs.server.services.media, "put", full)
+    monkeypatch.setattr(runs.server.services.media, "place", full)
     async with receiving() as receiver:
         run, call = await called(runs, receiver)
         assert (run["failure_code"], run["failure_stage_code"]) == ("OUTPUT_STORE_FAILED", "postprocess")

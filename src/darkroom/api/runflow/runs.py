@@ -156,14 +156,11 @@ async def find(services: Services, owner: str, run_id: str) -> Task:
 async def wait_for_end(services: Services, task: Task, seconds: float) -> Task:
     """The task once it has ended, or as it stands after so many seconds."""
     async with services.store.watch(task.id) as events:
-        task = await services.store.get(task.id)
-        if is_final(task.status):
-            return task
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 async for event in events:
                     if isinstance(event, TaskChanged) and is_final(event.task.status):
-                        break
+                        return event.task
     return await services.store.get(task.id)
 
 

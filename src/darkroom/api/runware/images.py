@@ -69,7 +69,7 @@ async def check_installed(call: Call, parsed: Parsed) -> None:
             await asyncio.to_thread(services.adapters.find, use.adapter, call.owner)
         except NotFound as error:
             raise NotFound(error.message, what="adapter", parameter=f"lora[{place}].model") from None
-    if not call.dry_run:
+    if parsed.references and not call.dry_run:
         await refuse_used(services, call.owner, parsed.options.task_uuid)
 
 
@@ -190,17 +190,17 @@ async def results(
     queue = InOrder(skip)
     status = "success" if polled else None
     async with call.services.store.watch(task.id) as events:
-        task = await call.services.store.get(task.id)
+        task = events.task
         for result in queue.add(task.results):
             yield await finished(call, task, result, status)
-        if not is_final(task.status):
-            async for event in events:
-                if isinstance(event, ResultStored):
-                    for result in queue.add((event.result,)):
-                        yield await finished(call, task, result, status)
-                elif isinstance(event, TaskChanged) and is_final(event.task.status):
-                    break
-    task = await call.services.store.get(task.id)
+        async for event in events:
+            if isinstance(event, ResultStored):
+                for result in queue.add((event.result,)):
+                    yield await finished(call, task, result, status)
+            elif isinstance(event, TaskChanged):
+                task = event.task
+    if not is_final(task.status):  # the watch ended before the task did: the server stops, or the task was forgotten
+        task = await call.services.store.get(task.id)
     for result in queue.rest(task.results):
         yield await finished(call, task, result, status)
     card = call.services.catalog.resolve(task.request.card)
