@@ -16,6 +16,7 @@ LAYERS = [  # lowest first; one set = siblings, strangers to each other
     {"delivery", "pool"},
     {"worker"},
     {"api"},
+    {"assembly"},
     {"wiring"},
     {"cli", "scale"},
 ]
@@ -27,7 +28,7 @@ HOMES = {  # a foreign vocabulary has one home
     "peft": {"engine"},
     "sqlalchemy": {"tasks"},
     "alembic": {"tasks"},
-    "fastapi": {"api", "wiring"},
+    "fastapi": {"api", "assembly", "wiring"},
     "starlette": {"api"},
     "obstore": {"media"},
     "huggingface_hub": {"catalog"},

@@ -1,5 +1,4 @@
-"""Builds a server from Settings and runs it. The only file that picks implementations: SQLite or PostgreSQL, folder or
-bucket, which engine.
+"""Builds a server from Settings and runs it: the engine first, then the parts behind it (assembly.py), then the port.
 
 A Server starts its parts from the bottom up and stops them from the top down. Its background tasks are watched: one
 that dies stops the server, loudly, because a server whose queue nobody works on only looks alive.
@@ -9,46 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import ipaddress
 import json
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO, Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
 
-from darkroom.api.app import create_app
-from darkroom.api.health import Metrics
-from darkroom.api.runflow.callbacks import RunflowAnnouncer
-from darkroom.api.runflow.closing import BatchCloser
-from darkroom.api.runflow.secrets import CallbackSecrets
-from darkroom.api.runware.announce import RunwareAnnouncer
-from darkroom.api.services import Services
-from darkroom.catalog.adapters import Adapters
 from darkroom.catalog.card import Card
 from darkroom.catalog.catalog import Catalog, load_catalog
 from darkroom.catalog.installed import Installed
 from darkroom.config import EngineKind, Settings, unknown_names
-from darkroom.delivery.expiry import Expiry
-from darkroom.delivery.outbox import Outbox
 from darkroom.engine.spec import build_engine, engine_spec
 from darkroom.errors import ConfigurationError
-from darkroom.media.fetch import Fetcher
-from darkroom.media.store import MediaStore
 from darkroom.pool import ChildPool, EnginePool, LocalPool
-from darkroom.tasks.lifecycle import Status
-from darkroom.tasks.sql import SqlTaskStore
-from darkroom.tasks.takeover import end_leases
-from darkroom.tasks.task import Fault, Owed, Task
-from darkroom.worker import Announcer, Worker
+
+if TYPE_CHECKING:  # a second to import: see Server._start
+    from fastapi import FastAPI
+
+    from darkroom.api.services import Services
+    from darkroom.assembly import Assembled
+    from darkroom.worker import Worker
 
 LAST_WORDS_SECONDS: Final = 0.2
 SHUT_SECONDS: Final = 2.0  # for answers that are being written when everything behind them has stopped
@@ -105,78 +90,13 @@ class Server:
         await self.stop()
 
     async def _start(self) -> None:
-        settings = self.settings
         self._parts.push_async_callback(self.pool.stop)
         self._watch("engine", self._run_engine())  # first: loading its libraries takes longer than all the rest
-        store, abandoned = await self._open_store()
-        keys = store.keys if await store.keys.any() else None
-        check_address(settings, has_keys=keys is not None)
-        media = await MediaStore.open(
-            settings.media_url or str(settings.data / "media"), store.files, keep_seconds=settings.keep_seconds
-        )
-        if abandoned:
-            log.warning("taking up what a killed server left", tasks=abandoned)
-            await media.sweep(grace_seconds=0)  # nobody is writing yet: what has no record was cut off
-        fetcher = Fetcher(
-            allow_private=settings.allow_private_urls, seconds=settings.fetch_seconds, max_bytes=settings.fetch_bytes
-        )
-        self._parts.push_async_callback(fetcher.close)
-        announce = announcers()
-        store.announce_lost = lost_announcer(announce)
-        secrets = CallbackSecrets(store.documents, settings.callback_secret)
-        metrics = Metrics()
-        outbox = Outbox(
-            store,
-            media,
-            fetcher,
-            settings,
-            callback_secrets=secrets,
-            given_up={"runware": RunwareAnnouncer().on_given_up},
-            meter=metrics,
-        )
-        installed = installed_of(settings)
-        self.services = Services(
-            settings=settings,
-            catalog=load_catalog(),
-            installed=installed,
-            adapters=Adapters(settings.data / "adapters", installed),
-            store=store,
-            media=media,
-            fetcher=fetcher,
-            pool=self.pool,
-            announce=announce,
-            keys=keys,
-            features=settings.features,
-        )
-        self.app = create_app(self.services, metrics=metrics)
-        self.worker = Worker(
-            store=store,
-            media=media,
-            pool=self.pool,
-            catalog=self.services.catalog,
-            adapters=self.services.adapters,
-            announce=announce,
-            settings=settings,
-            meter=metrics,
-        )
-        self._watch("worker", self.worker.run())
-        self._watch("outbox", outbox.run())
-        self._watch("batches", BatchCloser(self.services).run())
-        self._watch("expiry", Expiry(store, media, settings).run())
-
-    async def _open_store(self) -> tuple[SqlTaskStore, int]:
-        """The store, and how many tasks a server that was killed had been working on."""
-        settings = self.settings
-        settings.data.mkdir(parents=True, exist_ok=True)
-        if not settings.database_url:
-            self._parts.callback(only_server_on(settings.data).close)
-        store = await SqlTaskStore.open(
-            settings.database_url or f"sqlite:///{settings.data / 'darkroom.db'}",
-            queue_limit=settings.queue_limit,
-            queue_limit_per_key=settings.queue_limit_per_key,
-        )
-        self._parts.push_async_callback(store.close)
-        return store, 0 if settings.database_url else await end_leases(store.database)
+        assemble = await asyncio.to_thread(import_the_rest)  # on a thread of its own, so that the engine does start
+        assembled = await assemble(self.settings, self.pool, self._parts)
+        self.app, self.services, self.worker = assembled.app, assembled.services, assembled.worker
+        for name, work in assembled.background.items():
+            self._watch(name, work)
 
     async def _run_engine(self) -> None:
         await self.pool.start()
@@ -200,6 +120,13 @@ class Server:
             self.failed.set_exception(error)
 
 
+def import_the_rest() -> Callable[[Settings, EnginePool, contextlib.AsyncExitStack], Coroutine[Any, Any, Assembled]]:
+    """What the parts behind the engine are made with. The web framework and the database's take a second to import."""
+    from darkroom.assembly import assemble
+
+    return assemble
+
+
 def engine_pool(settings: Settings) -> EnginePool:
     """Where the pictures are made."""
     if settings.engine is EngineKind.LOCAL:
@@ -218,48 +145,6 @@ def smallest_card(catalog: Catalog, installed: Installed) -> Card | None:
     demo = installed.demo
     served = [card for card in catalog.cards if demo or installed.is_installed(card)]
     return min(served, key=lambda card: card.weights.bytes, default=None)
-
-
-def only_server_on(folder: Path) -> BinaryIO:
-    """A lock that is freed when this process ends, however it ends. Raises ConfigurationError when another has it."""
-    lock = (folder / "server.lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise ConfigurationError(
-            f"Another server works on the data folder {folder}. Give this one a folder of its own (DARKROOM_DATA, "
-            "--data), or let several servers share one PostgreSQL (DARKROOM_DATABASE_URL).",
-            parameter="data",
-        ) from None
-    return lock
-
-
-def check_address(settings: Settings, *, has_keys: bool) -> None:
-    """Raises ConfigurationError for a server that everybody on the network could use."""
-    if not has_keys and not is_loopback(settings.host):
-        raise ConfigurationError(
-            f"The server would listen on {settings.host} for everybody, without a key. Make one with "
-            "`darkroom keys create NAME`, or listen on 127.0.0.1 (DARKROOM_HOST, --host).",
-            parameter="host",
-        )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def announcers() -> dict[str, Announcer]:
-    """By dialect, what its tasks owe to others."""
-    return {"runware": RunwareAnnouncer(), "runflow": RunflowAnnouncer()}
-
-
-def lost_announcer(announce: Mapping[str, Announcer]) -> Callable[[Task, Fault], Sequence[Owed]]:
-    """What is owed for a task that the store itself gives up, because its servers died too often."""
-    return lambda task, fault: announce[task.dialect].on_end(task, Status.FAILED, fault)
 
 
 # Running it

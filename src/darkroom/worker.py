@@ -17,8 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -29,6 +28,7 @@ from darkroom.catalog.price import cost
 from darkroom.config import Settings
 from darkroom.errors import DarkroomError, EngineLost, LeaseLost, NotFound, StorageError
 from darkroom.media.images import decode, encode
+from darkroom.media.metadata import file_metadata
 from darkroom.media.store import MediaStore
 from darkroom.pool import EnginePool
 from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status, is_final
@@ -38,14 +38,12 @@ from darkroom.types import (
     AdapterFile,
     Ended,
     Failure,
-    ImageRequest,
     Job,
     Media,
     Picture,
     Pixels,
     Preview,
     Progress,
-    Record,
     Stage,
     result_seed,
 )
@@ -411,18 +409,3 @@ def media_id_of(task: Task, index: int) -> str:
     """A UUIDv4 in form, the same whenever the result is made again; as hard to guess as the task's own id."""
     digest = hashlib.sha256(f"{task.owner}/{task.id}/{index}".encode()).digest()
     return str(UUID(bytes=digest[:16], version=4))
-
-
-def file_metadata(request: ImageRequest, seed: int, record: Record) -> dict[str, Any]:
-    """What is written into a picture's file: enough to make it again."""
-    request_fields = msgspec.to_builtins(request)
-    left_out = ("card", "seed", "count", "references", "output", "preview_every")
-    return {
-        "software": f"Darkroom {version('darkroom')}",
-        "model": request.card,
-        "weights": record.model,
-        "seed": seed,
-        **{name: value for name, value in request_fields.items() if name not in left_out},
-        "references": len(request.references),
-        **({"prompt_used": record.prompt} if record.prompt else {}),
-    }

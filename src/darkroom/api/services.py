@@ -1,4 +1,4 @@
-"""What the routes are given. wiring.py builds it; a test builds one from fakes."""
+"""What the routes are given. assembly.py builds it; a test builds one from fakes."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Run:
 
     def _write(self, picture: Picture) -> None:
         from darkroom.media.images import encode
-        from darkroom.worker import file_metadata
+        from darkroom.media.metadata import file_metadata
 
         request, record = self.job.request, picture.record
         began = time.perf_counter()

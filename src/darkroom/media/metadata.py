@@ -1,0 +1,26 @@
+"""What is written into a picture's file: enough to make it again."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any, Final
+
+import msgspec
+
+from darkroom.types import ImageRequest, Record
+
+LEFT_OUT: Final = ("card", "seed", "count", "references", "output", "preview_every")
+
+
+def file_metadata(request: ImageRequest, seed: int, record: Record) -> dict[str, Any]:
+    """seed: of this result. Of references only how many there were: they are the client's."""
+    fields = msgspec.to_builtins(request)
+    return {
+        "software": f"Darkroom {version('darkroom')}",
+        "model": request.card,
+        "weights": record.model,
+        "seed": seed,
+        **{name: value for name, value in fields.items() if name not in LEFT_OUT},
+        "references": len(request.references),
+        **({"prompt_used": record.prompt} if record.prompt else {}),
+    }
