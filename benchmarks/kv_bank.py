@@ -155,7 +155,7 @@ def pictures(
 def tiers(
     network: Any, options: argparse.Namespace, count: int, device: torch.device
 ) -> tuple[float, float, float, float, float, float, float]:
-    """MiB of an entry, ms to compute it and to bring it back, their ratio; in 8 bits: MiB, ms to bring back, to widen."""
+    """MiB of an entry, ms to compute it and to bring it back, their ratio; in 8 bits: MiB, ms back, ms to widen."""
     given, exact = random_references(network, count, options.side // 16, device)
     small = KVBank(1 << 40, format=KVFormat.FP8, device=device).put(key(count), exact)
 
