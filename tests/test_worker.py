@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from darkroom.types import (
     Pixels,
     Preview,
     Progress,
+    Stage,
 )
 from darkroom.worker import Worker, media_id_of
 from tests.eventually import eventually
@@ -250,6 +252,48 @@ async def test_a_picture_that_comes_after_the_cancel_is_not_kept(made: Fixture) 
         await made.media.get(media_id_of(await made.store.get(task_id), 0))
 
 
+async def test_the_engine_goes_on_while_a_picture_is_encoded(
+    works: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go_on = threading.Event(), threading.Event()
+
+    def slow(pixels: Pixels, output: Output, metadata: dict[str, Any]) -> Any:
+        if metadata["prompt"] == "held":
+            held.set()
+            assert go_on.wait(20)
+        return encode(pixels, output, metadata)
+
+    monkeypatch.setattr("darkroom.worker.encode", slow)
+    first = await works.submit(prompt="held")
+    assert await asyncio.to_thread(held.wait, 10)
+    try:
+        steps = []
+        second = await works.submit(prompt="other", steps=20)
+        async with asyncio.timeout(10), works.store.watch(second) as events:
+            async for event in events:
+                if isinstance(event, Progress) and event.stage is Stage.DENOISE:
+                    steps.append(event.step)
+                if steps[-1:] == [20]:
+                    break
+        assert steps == list(range(1, 21))
+        assert (await works.store.get(first)).results == ()
+    finally:
+        go_on.set()
+    assert (await works.ended(first)).status is (await works.ended(second)).status is Status.SUCCEEDED
+
+
+async def test_the_engine_goes_on_while_a_picture_is_stored(made: Fixture) -> None:
+    media = SlowMedia(made.media)
+    made.start(made.another(made.pool, media=media))
+    first = await made.submit()
+    async with asyncio.timeout(10):
+        await media.reached.wait()
+    second = await made.ended(await made.submit())
+    assert (second.status, (await made.store.get(first)).status) == (Status.SUCCEEDED, Status.PROCESSING)
+    media.go_on.set()
+    assert (await made.ended(first)).status is Status.SUCCEEDED
+
+
 async def test_an_engine_that_dies_is_given_only_what_is_missing(made: Fixture) -> None:
     pool = DyingPool(made.pool, deaths=1)
     worker = made.another(pool)
@@ -390,8 +434,9 @@ class SlowMedia(Through):
 
     async def place(self, *arguments: Any, **named: Any) -> Any:
         stored = await self._inner.place(*arguments, **named)
-        self.reached.set()
-        await self.go_on.wait()
+        if not self.reached.is_set():
+            self.reached.set()
+            await self.go_on.wait()
         return stored
 
 

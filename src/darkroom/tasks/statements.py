@@ -20,6 +20,7 @@ from darkroom.tasks.search import TaskQuery
 from darkroom.tasks.tables import Moment, Text, results, tasks
 from darkroom.tasks.task import Claim, Fault, NewTask, Result, Task
 
+CLAIMED_ONCE: Final = 1  # the version of a task that was accepted and claimed: the first result makes it 2
 LIVE: Final = tuple(status for status, moves in MOVES.items() if moves)
 
 
@@ -353,6 +354,8 @@ def _one(connection: sa.Connection, statement: sa.Executable, **values: Any) -> 
 
 
 def _with_results(connection: sa.Connection, row: sa.Row[Any]) -> Task:
+    if row.version <= CLAIMED_ONCE:
+        return _as_task(row, ())
     return _as_task(row, _results(connection, [row.id]).get(row.id, ()))
 
 
