@@ -32,6 +32,8 @@ FILES = {
     "sys.modules[__name__] = types.SimpleNamespace(name='another')\n",
     "big/broken.py": "import ran; ran.now('broken')\nraise ValueError('broken')\n",
     "compiler.py": "",
+    "outside.py": "import compiler\n",
+    "big/models/uses.py": "import outside\n",
     "ran.py": "what = []\ndef now(name): what.append(name)\n",
 }
 
@@ -45,7 +47,7 @@ def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         path.write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     yield
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("big", "compiler", "ran")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("big", "compiler", "outside", "ran")]:
         del sys.modules[name]
 
 
@@ -129,6 +131,11 @@ def test_what_is_absent_is_absent_here_and_now_only() -> None:
     assert elsewhere == ["compiler"]
     del sys.modules["compiler"]
     assert module("compiler")
+
+
+def test_what_is_absent_is_there_for_others_that_are_imported_on_the_way() -> None:
+    with deferring({"big.models"}, absent={"compiler"}):
+        assert module("big.models.uses").outside.compiler
 
 
 def test_what_is_absent_is_found_when_it_was_loaded_before() -> None:

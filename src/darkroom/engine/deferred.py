@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Union
 
 
@@ -25,7 +25,8 @@ def deferring(packages: Collection[str], *, late: Collection[str] = (), absent: 
     """Within it, and on this thread only, these modules are imported without being run.
 
     packages: their own code waits until it is needed. late: these too, and `from late import name` gives a stand-in.
-    absent: cannot be imported, so that importers take their own way without them; what is loaded already is found.
+    absent: cannot be imported by modules beside these, which then take their own way without them; what is loaded
+    already is found.
     After an error everything imported from the same top-level packages is forgotten, as if it had never been tried.
     A package that was loaded before is left alone: what it costs has been paid.
     """
@@ -33,7 +34,7 @@ def deferring(packages: Collection[str], *, late: Collection[str] = (), absent: 
     if roots & sys.modules.keys():
         yield
         return
-    finder = _Finder(packages, late, absent)
+    finder = _Finder(packages, late, absent, roots)
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -47,8 +48,10 @@ def deferring(packages: Collection[str], *, late: Collection[str] = (), absent: 
 
 
 class _Finder(MetaPathFinder):
-    def __init__(self, packages: Collection[str], late: Collection[str], absent: Collection[str]) -> None:
-        self.late, self.absent = frozenset(late), frozenset(absent)
+    def __init__(
+        self, packages: Collection[str], late: Collection[str], absent: Collection[str], roots: Collection[str]
+    ) -> None:
+        self.late, self.absent, self.roots = frozenset(late), frozenset(absent), frozenset(roots)
         self.deferred = self.late.union(packages)
         self.thread = threading.get_ident()
         self.open = True
@@ -58,7 +61,7 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if threading.get_ident() != self.thread:
             return None
-        if fullname in self.absent:
+        if fullname in self.absent and _importer().partition(".")[0] in self.roots:
             raise ModuleNotFoundError(f"{fullname} is left out", name=fullname)
         if fullname not in self.deferred:
             return None
@@ -69,6 +72,14 @@ class _Finder(MetaPathFinder):
 
     def hands_out_names_of(self, module: str) -> bool:
         return self.open and module in self.late and threading.get_ident() == self.thread
+
+
+def _importer() -> str:
+    """The module whose import statement is being carried out."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame and frame.f_globals.get("__name__", "").startswith((__name__, "importlib")):
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", "")) if frame else ""
 
 
 class _Deferring(Loader):
