@@ -116,3 +116,11 @@ def test_a_missing_variant_is_stood_in_for_with_the_text_encoder_that_is_there(t
         assert (located.variant, located.stands_in_for) == ("distilled", wanted)
         assert (located.text.encoder, located.text.layers) == ("qwen3", (9, 18, 27))
         assert located.text_length == located.text.length == 64
+
+
+def test_the_embedded_transformers_have_tea_coefficients_of_their_own(tmp_path: Path) -> None:
+    catalog = load_catalog()
+    demo = Installed(tmp_path / "nothing")
+    base, distilled = (demo.locate(catalog.resolve(card)) for card in ("runware:400@5", "runware:400@4"))
+    assert len(base.tea_coefficients) == 5
+    assert distilled.tea_coefficients == catalog.resolve("runware:400@4").tea_coefficients

@@ -28,6 +28,7 @@ class Located(Value, frozen=True, kw_only=True):
 
     text_length: tokens of a prompt. text: what the text encoder that lies there is, which need not be what the card
     names while the embedded model serves it. demo: the embedded model does. bytes: of all of it on disk.
+    tea_coefficients: as on the card, or those of the embedded transformer.
     variant: which of the embedded transformers, "" for real weights. stands_in_for: the one that it should have been,
     "" when it is that one.
     """
@@ -40,6 +41,7 @@ class Located(Value, frozen=True, kw_only=True):
     text: TextFacts
     demo: bool
     bytes: int
+    tea_coefficients: tuple[float, ...] = (1.0, 0.0)
     variant: str = ""
     stands_in_for: str = ""
 
@@ -47,13 +49,14 @@ class Located(Value, frozen=True, kw_only=True):
 class Embedded(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """embedded.toml: which of the embedded transformers serves which card, and which one while that is missing.
 
-    text: of the shared text encoder. side: pixels it draws best at.
+    text: of the shared text encoder. side: pixels it draws best at. tea_coefficients: by variant, where calibrated.
     """
 
     text: TextFacts
     side: int
     variants: dict[str, str]
     stand_ins: dict[str, str]
+    tea_coefficients: dict[str, tuple[float, ...]] = {}
 
 
 class Installed:
@@ -90,7 +93,8 @@ class Installed:
         if self.is_installed(card):
             transformer = transformer_of(folder)
             parts = [transformer, *(folder / part for part in PARTS)]
-            return self._located(parts, card.text, demo=False)
+            located = self._located(parts, card.text, demo=False)
+            return msgspec.structs.replace(located, tea_coefficients=card.tea_coefficients)
         if self.demo:
             return self._demo(card)
         raise ModelNotInstalled(
@@ -115,7 +119,12 @@ class Installed:
         if has_encoder:
             facts = msgspec.structs.replace(card.text, length=facts.length)
         located = self._located(parts, facts, demo=True)
-        return msgspec.structs.replace(located, variant=variant, stands_in_for=wanted if variant != wanted else "")
+        return msgspec.structs.replace(
+            located,
+            tea_coefficients=self.facts.tea_coefficients.get(variant, card.tea_coefficients),
+            variant=variant,
+            stands_in_for=wanted if variant != wanted else "",
+        )
 
     @staticmethod
     def _located(parts: list[Path], text: TextFacts, *, demo: bool) -> Located:

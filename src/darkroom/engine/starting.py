@@ -34,7 +34,7 @@ def result_row(stock: Stock, job: ActiveJob, result: int) -> Row:
         height=height,
         width=width,
         adapters=job.adapters,
-        step_cache=RowCache(cache, request.steps, models.card.tea_coefficients) if cache else None,
+        step_cache=RowCache(cache, request.steps, models.located.tea_coefficients) if cache else None,
     )
 
 
