@@ -71,8 +71,9 @@ class Row:
 
     @property
     def batch_key(self) -> Hashable:
-        """Rows of one key can share a forward pass: one network, one geometry, one set of adapters at this step."""
-        return self.geometry, self.active_adapters
+        """Rows of one key can share a forward pass: one network, one size, one set of adapters at this step."""
+        text = self.conditioning.positive.shape[1]
+        return self.models.transformer, self.height, self.width, text, self.active_adapters
 
     @property
     def active_adapters(self) -> Active:
@@ -81,7 +82,7 @@ class Row:
 
     @property
     def geometry(self) -> Hashable:
-        """The network, and the shape of everything it is given for this row."""
+        """The network, and the shape of everything it is given for this row: where that is equal, so are positions."""
         conditioning = self.conditioning
         beside = conditioning.references_beside
         return (
@@ -96,10 +97,13 @@ class Row:
     @property
     def tokens(self) -> int:
         """Of one step of this row, every pass of guidance counted."""
-        conditioning = self.conditioning
-        beside = conditioning.references_beside
-        own = self.height * self.width + conditioning.positive.shape[1]
-        return conditioning.passes * (own + (beside.tokens if beside else 0))
+        return self.conditioning.passes * (self.conditioning.positive.shape[1] + self.image_tokens)
+
+    @property
+    def image_tokens(self) -> int:
+        """The picture's, and those of references that stand beside it in every step."""
+        beside = self.conditioning.references_beside
+        return self.height * self.width + (beside.tokens if beside else 0)
 
 
 def start_run(

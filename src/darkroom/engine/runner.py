@@ -1,8 +1,8 @@
 """One forward pass for a batch of rows: gather, run the network, scatter.
 
-A row is one sample, or two with guidance by a second pass; all samples of a batch have one geometry and each has its
-own noise level and guidance. Nothing of a row moves on here but its step cache: a pass that fails can be tried again
-in smaller parts.
+A row is one sample, or two with guidance by a second pass; all samples of a batch have pictures of one size and each
+has its own noise level, guidance and references. Samples with references of other sizes are packed, the others stacked.
+Nothing of a row moves on here but its step cache: a pass that fails can be tried again in smaller parts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from darkroom.engine.devices import placement
 from darkroom.engine.kv import BatchKV
 from darkroom.engine.lora import applied
 from darkroom.engine.lru import Lru
+from darkroom.engine.packed import Packing
 from darkroom.engine.positions import picture_positions, text_positions
 from darkroom.engine.row import Row
 from darkroom.engine.split_forward import ModelInputs, Rotary, forward, rotary
@@ -48,32 +49,37 @@ class Runner:
 
     def _gather(self, transformer: Any, samples: Sequence[tuple[Row, Tensor]]) -> ModelInputs:
         device, dtype = placement(transformer)
-        row, text = samples[0]
-        latents = torch.cat([row.run.latents.to(dtype) for row, _ in samples])
-        positions = picture_positions(row.height, row.width)
-        beside = row.conditioning.references_beside
-        if beside:
-            latents = torch.cat([latents, torch.cat([_beside(row).to(dtype) for row, _ in samples])], dim=1)
-            positions = torch.cat([positions, beside.positions])
-        kept = [row.conditioning.kv for row, _ in samples]
-        keys_values = [kv for kv in kept if kv is not None]
-        text_positions_ = text_positions(text.shape[1])
+        rows = [row for row, _ in samples]
+        packing = None if _alike(rows) else self._packing(transformer, rows)
+        latents, text = [_tokens(row, dtype) for row in rows], [text.to(dtype) for _, text in samples]
+        kept = [row.conditioning.kv for row in rows]
+        first = rows[0]
         return ModelInputs(
-            latents=latents,
-            text=torch.cat([text for _, text in samples]).to(dtype),
-            sigma=torch.stack([_timestep(row, dtype) for row, _ in samples]).to(device),
-            image_ids=positions,
-            text_ids=text_positions_,
-            picture_tokens=row.height * row.width,
-            guidance=_guidance(transformer, [row for row, _ in samples], device),
-            references=BatchKV(keys_values) if keys_values else None,
-            rotary=self._rotary_of(transformer, row, positions, text_positions_),
+            latents=torch.cat(latents, dim=1 if packing else 0),
+            text=torch.cat(text, dim=1 if packing else 0),
+            sigma=torch.stack([_timestep(row, dtype) for row in rows]).to(device),
+            picture_tokens=first.height * first.width,
+            guidance=_guidance(transformer, rows, device),
+            references=BatchKV([kv for kv in kept if kv]) if kept[0] and not packing else None,
+            rotary=None if packing else self._rotary_of(transformer, first),
+            packing=packing,
         )
 
-    def _rotary_of(self, transformer: Any, row: Row, positions: Tensor, text: Tensor) -> Rotary:
+    def _packing(self, transformer: Any, rows: Sequence[Row]) -> Packing:
+        return Packing(
+            text=rows[0].conditioning.positive.shape[1],
+            images=tuple(row.image_tokens for row in rows),
+            references=tuple(row.conditioning.kv for row in rows),
+            tables=tuple(self._rotary_of(transformer, row) for row in rows),
+        )
+
+    def _rotary_of(self, transformer: Any, row: Row) -> Rotary:
         known = self._rotary.get(row.geometry)
         if known is None:
             device, _ = placement(transformer)
+            picture, beside = picture_positions(row.height, row.width), row.conditioning.references_beside
+            positions = torch.cat([picture, beside.positions]) if beside else picture
+            text = text_positions(row.conditioning.positive.shape[1])
             known = rotary(transformer, positions.to(device), text.to(device))
             self._rotary.put(row.geometry, known, 1)
         return known
@@ -103,7 +109,12 @@ def _guidance(transformer: Any, rows: Sequence[Row], device: torch.device) -> Te
     return torch.tensor([row.request.guidance for row in rows], device=device)
 
 
-def _beside(row: Row) -> Tensor:
-    references = row.conditioning.references_beside
-    assert references is not None, "rows of one batch have references or none has"
-    return references.latents
+def _alike(rows: Sequence[Row]) -> bool:
+    """Whether all samples have the same tokens at the same places."""
+    return all(row.geometry == rows[0].geometry for row in rows[1:])
+
+
+def _tokens(row: Row, dtype: torch.dtype) -> Tensor:
+    """The picture's latents, then those of references that are read in every step: (1, tokens, channels)."""
+    own, beside = row.run.latents.to(dtype), row.conditioning.references_beside
+    return torch.cat([own, beside.latents.to(dtype)], dim=1) if beside else own

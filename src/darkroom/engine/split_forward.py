@@ -19,12 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_flux2 import (
-    Flux2KVCache,
-    _blend_double_block_mods,
-    _blend_single_block_mods,
-)
 from torch import Tensor
+
+from darkroom.engine.from_diffusers import Flux2KVCache, blend_double_block_mods, blend_single_block_mods
+from darkroom.engine.packed import Packing
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -35,29 +33,32 @@ class ModelInputs:
 
     latents: (samples, tokens, channels), the picture's tokens first, then those of references read in full.
     text: (samples, text tokens, width). sigma: (samples,), 1 noise to 0 image, in the latents' dtype.
-    image_ids, text_ids: (tokens, 4), shared by all samples. guidance: (samples,) for models that take it.
+    guidance: (samples,) for models that take it.
     picture_tokens: how many of the tokens are the picture; the velocity is returned for these.
     references: K/V of reference images computed before; they stand between text and picture.
-    rotary: of rotary(), when the caller keeps it between steps.
+    image_ids, text_ids: (tokens, 4), shared by all samples. rotary: of rotary(), in place of the ids.
+    packing: for samples of different lengths: latents and text are then lines of all of them, (1, all tokens, …), and
+    references and rotary are the packing's.
     """
 
     latents: Tensor
     text: Tensor
     sigma: Tensor
-    image_ids: Tensor
-    text_ids: Tensor
     picture_tokens: int
+    image_ids: Tensor | None = None
+    text_ids: Tensor | None = None
     guidance: Tensor | None = None
     references: Flux2KVCache | None = None
     rotary: Rotary | None = None
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
     """A batch on its way through the double-stream blocks.
 
-    image, text: (samples, tokens, hidden). time: (samples, hidden). The modulations are the model's three shared
-    ones, one vector a sample (or one a token while references are extracted).
+    image, text: (samples, tokens, hidden), or (1, all tokens, hidden) with a packing. time: (samples, hidden). The
+    modulations are the model's three shared ones, one vector a sample (or one a token while references are extracted).
     """
 
     image: Tensor
@@ -69,15 +70,24 @@ class Stream:
     rotary: Rotary
     picture_tokens: int
     references: Flux2KVCache | None
+    packing: Packing | None = None
+
+    def pictures(self) -> Tensor:
+        """The picture's tokens of every sample: (samples, picture tokens, hidden)."""
+        packing = self.packing
+        return packing.pictures(self.image, self.picture_tokens) if packing else self.image[:, : self.picture_tokens]
 
     def take(self, samples: Sequence[int]) -> Stream:
         """The same point of the forward pass for some of the samples, in the order given."""
-        if list(samples) == list(range(len(self.image))):
+        if list(samples) == list(range(len(self.time))):
             return self
+        whole, packing = self.packing, self.packing and self.packing.take(samples)
         return replace(
             self,
-            image=take(self.image, samples),
-            text=take(self.text, samples),
+            image=whole.images_of(self.image, samples) if whole else take(self.image, samples),
+            text=whole.texts_of(self.text, samples) if whole else take(self.text, samples),
+            rotary=packing.rotary if packing else self.rotary,
+            packing=packing,
             time=take(self.time, samples),
             image_modulation=take(self.image_modulation, samples),
             text_modulation=take(self.text_modulation, samples),
@@ -106,10 +116,10 @@ def extract(model: Any, inputs: ModelInputs, reference_tokens: int) -> tuple[Ten
     cache.num_ref_tokens = reference_tokens
     blended = replace(
         stream,
-        image_modulation=_blend_double_block_mods(
+        image_modulation=blend_double_block_mods(
             stream.image_modulation, model.double_stream_modulation_img(time), reference_tokens, tokens
         ),
-        joint_modulation=_blend_single_block_mods(
+        joint_modulation=blend_single_block_mods(
             stream.joint_modulation,
             model.single_stream_modulation(time),
             text_tokens,
@@ -118,8 +128,7 @@ def extract(model: Any, inputs: ModelInputs, reference_tokens: int) -> tuple[Ten
         ),
         references=cache,
     )
-    image = finish_blocks(model, blended, 0, extracting=True)
-    return project(model, blended, image[:, reference_tokens:]), cache
+    return project(model, blended, finish_blocks(model, blended, 0, extracting=True)), cache
 
 
 def rotary(model: Any, image_ids: Tensor, text_ids: Tensor) -> Rotary:
@@ -140,25 +149,30 @@ def embed(model: Any, inputs: ModelInputs) -> Stream:
         image_modulation=model.double_stream_modulation_img(time),
         text_modulation=model.double_stream_modulation_txt(time),
         joint_modulation=model.single_stream_modulation(time),
-        rotary=rotary(model, inputs.image_ids, inputs.text_ids) if inputs.rotary is None else inputs.rotary,
+        rotary=_rotary(model, inputs),
         picture_tokens=inputs.picture_tokens,
         references=inputs.references,
+        packing=inputs.packing,
     )
 
 
 @torch.no_grad()
 def run_blocks(model: Any, stream: Stream, first: int, last: int, *, extracting: bool = False) -> Stream:
     """The double-stream blocks first to last - 1."""
-    text, image = stream.text, stream.image
+    text, image, packing = stream.text, stream.image, stream.packing
+    image_modulation = packing.over_images(stream.image_modulation) if packing else stream.image_modulation
+    text_modulation = packing.over_texts(stream.text_modulation) if packing else stream.text_modulation
     kwargs = _attention_kwargs(stream, extracting)
     for index in range(first, last):
-        if stream.references is not None:
+        if packing is not None:
+            kwargs["layers"] = packing.double(index)
+        elif stream.references is not None:
             kwargs["kv_cache"] = stream.references.get_double(index)
         text, image = model.transformer_blocks[index](
             hidden_states=image,
             encoder_hidden_states=text,
-            temb_mod_img=stream.image_modulation,
-            temb_mod_txt=stream.text_modulation,
+            temb_mod_img=image_modulation,
+            temb_mod_txt=text_modulation,
             image_rotary_emb=stream.rotary,
             joint_attention_kwargs=kwargs or None,
         )
@@ -167,36 +181,40 @@ def run_blocks(model: Any, stream: Stream, first: int, last: int, *, extracting:
 
 @torch.no_grad()
 def finish_blocks(model: Any, stream: Stream, first: int, *, extracting: bool = False) -> Tensor:
-    """All blocks from double-stream block `first` on: the image tokens, (samples, tokens, hidden)."""
+    """All blocks from double-stream block `first` on: the picture's tokens, (samples, picture tokens, hidden)."""
     stream = run_blocks(model, stream, first, len(model.transformer_blocks), extracting=extracting)
     text_tokens = stream.text.shape[1]
-    joint = torch.cat([stream.text, stream.image], dim=1)
+    joint, packing = torch.cat([stream.text, stream.image], dim=1), stream.packing
+    modulation = packing.over_tokens(stream.joint_modulation) if packing else stream.joint_modulation
     kwargs = _attention_kwargs(stream, extracting)
     for index, block in enumerate(model.single_transformer_blocks):
-        if stream.references is not None:
+        if packing is not None:
+            kwargs["layers"] = packing.single(index)
+        elif stream.references is not None:
             kwargs |= {"kv_cache": stream.references.get_single(index), "num_txt_tokens": text_tokens}
         joint = block(
             hidden_states=joint,
             encoder_hidden_states=None,
-            temb_mod=stream.joint_modulation,
+            temb_mod=modulation,
             image_rotary_emb=stream.rotary,
             joint_attention_kwargs=kwargs or None,
         )
-    return joint[:, text_tokens:]
+    before = stream.references.num_ref_tokens if extracting and stream.references is not None else 0
+    return replace(stream, image=joint[:, text_tokens + before :]).pictures()
 
 
 @torch.no_grad()
-def project(model: Any, stream: Stream, image: Tensor) -> Tensor:
-    """The output layers: the velocity of the picture's tokens, (samples, picture tokens, channels)."""
-    velocity: Tensor = model.proj_out(model.norm_out(image, stream.time))
-    return velocity[:, : stream.picture_tokens]
+def project(model: Any, stream: Stream, pictures: Tensor) -> Tensor:
+    """The output layers: (samples, picture tokens, hidden) to velocities, (samples, picture tokens, channels)."""
+    velocity: Tensor = model.proj_out(model.norm_out(pictures, stream.time))
+    return velocity
 
 
 @torch.no_grad()
 def modulated_input(model: Any, stream: Stream) -> Tensor:
-    """What the first block's attention would see of the image: (samples, tokens, hidden). Call right after embed."""
+    """What the first block's attention would see of the pictures, (samples, tokens, hidden). Call right after embed."""
     shift, scale = torch.chunk(stream.image_modulation.unsqueeze(1), 6, dim=-1)[:2]
-    normed: Tensor = model.transformer_blocks[0].norm1(stream.image)
+    normed: Tensor = model.transformer_blocks[0].norm1(stream.pictures())
     return (1 + scale) * normed + shift
 
 
@@ -229,7 +247,18 @@ def _take_references(cache: Flux2KVCache, samples: Sequence[int]) -> Flux2KVCach
     return taken
 
 
+def _rotary(model: Any, inputs: ModelInputs) -> Rotary:
+    if inputs.packing is not None:
+        return inputs.packing.rotary
+    if inputs.rotary is not None:
+        return inputs.rotary
+    assert inputs.image_ids is not None and inputs.text_ids is not None, "either ids or a table of them"
+    return rotary(model, inputs.image_ids, inputs.text_ids)
+
+
 def _attention_kwargs(stream: Stream, extracting: bool) -> dict[str, Any]:
+    if stream.packing is not None:
+        return {"packing": stream.packing}
     if stream.references is None:
         return {}
     mode = "extract" if extracting else "cached"

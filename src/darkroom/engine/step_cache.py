@@ -182,8 +182,8 @@ class _Batch:
 
     def __init__(self, model: Any, inputs: ModelInputs, uses: Sequence[Use | None]) -> None:
         self.model = model
-        self.inputs = inputs
-        self.stream = self.embedded = embed(model, inputs)
+        self.stream = embed(model, inputs)
+        self.embedded = self.stream.pictures()
         self.depth = 0
         self.computing = list(range(len(uses)))
         self.results: dict[int, Tensor] = {}
@@ -200,10 +200,13 @@ class _Batch:
         if not deciding:
             return
         seen = modulated_input(self.model, self.stream) if depth == 0 else None
+        pictures = self.stream.pictures()
         for group in deciding:
-            group.entry = self._of(group, self.stream.image)
-            # A view of `seen` would keep the whole batch alive until the next step.
-            group.indicator = group.entry - self._embedded(group) if seen is None else self._of(group, seen).clone()
+            group.entry = self._of(group, pictures)
+            if seen is None:
+                group.indicator = group.entry - take(self.embedded, group.samples)
+            else:  # a view of `seen` would keep the whole batch alive until the next step
+                group.indicator = self._of(group, seen).clone()
         reusing = _decide(deciding)
         if reusing:
             self._reuse(reusing)
@@ -211,12 +214,12 @@ class _Batch:
     def compute_the_rest(self) -> None:
         if not self.computing:
             return
-        image = finish_blocks(self.model, self.stream, self.depth)
+        pictures = finish_blocks(self.model, self.stream, self.depth)
         for group in self.groups:
             if group.samples[0] in self.computing:
                 assert group.entry is not None
-                group.residual = self._of(group, image) - group.entry
-        velocity = project(self.model, self.stream, image)
+                group.residual = self._of(group, pictures) - group.entry
+        velocity = project(self.model, self.stream, pictures)
         self.results |= dict(zip(self.computing, velocity, strict=True))
 
     def remember(self) -> None:
@@ -234,15 +237,12 @@ class _Batch:
         self.results |= dict(zip(samples, velocity, strict=True))
         self.computing = [sample for sample in self.computing if sample not in samples]
         if self.computing:
-            remaining = [place for place in range(len(self.stream.image)) if place not in places]
+            remaining = [place for place in range(len(self.stream.time)) if place not in places]
             self.stream = self.stream.take(remaining)
 
-    def _of(self, group: _Group, tensor: Tensor) -> Tensor:
-        """A row's picture tokens, from a tensor of the samples that still compute."""
-        return take(tensor, [self.computing.index(sample) for sample in group.samples])[:, : self.inputs.picture_tokens]
-
-    def _embedded(self, group: _Group) -> Tensor:
-        return take(self.embedded.image, group.samples)[:, : self.inputs.picture_tokens]
+    def _of(self, group: _Group, pictures: Tensor) -> Tensor:
+        """A row's part of the pictures of all samples that still compute."""
+        return take(pictures, [self.computing.index(sample) for sample in group.samples])
 
     def _depth_of(self, group: _Group) -> int:
         return min(DEPTHS[group.use.cache.kind], len(self.model.transformer_blocks))
