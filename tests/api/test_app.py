@@ -151,6 +151,10 @@ async def test_the_manual_and_the_models_pages(server: TestServer) -> None:
         assert 'id="request-acceleratoroptions-cacheendstep"' in model.text
         assert (await client.get("/docs/../pyproject")).status_code == 404
         assert (await client.get("/docs/%2e%2e/README")).status_code == 404
+        samplers = (await client.get("/docs/samplers")).text
+        assert 'src="images/samplers.jpg"' in samplers and "&lt;!--" not in samplers
+        assert (await client.get("/docs/images/samplers.jpg")).headers["content-type"] == "image/jpeg"
+        assert (await client.get("/docs/images/nothing.jpg")).status_code == 404
     assert "default-src 'none'" in manual.headers["content-security-policy"]
 
 

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from markdown_it import MarkdownIt
 
 from darkroom.api.services import Services
@@ -23,10 +23,11 @@ MANUALS = (PACKAGE / "manual", PACKAGE.parent.parent / "docs")  # in a wheel, in
 PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 )
+COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 STYLE = (
     "body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
     "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #8886;padding:.3rem .6rem;"
-    "text-align:left;vertical-align:top}pre{padding:1rem;overflow-x:auto;background:#8882}:target{background:#fc04}"
+    "text-align:left;vertical-align:top}img{max-width:100%}pre{padding:1rem;overflow-x:auto;background:#8882}:target{background:#fc04}"
 )
 
 
@@ -41,6 +42,13 @@ def routes(services: Services) -> APIRouter:
     async def model(name: str) -> HTMLResponse:
         card = services.catalog.resolve(name)
         return html(card.name, card_page(card))
+
+    @router.get("/docs/images/{name}")
+    async def image(name: str) -> FileResponse:
+        file = next((file for file in manual_images() if file.name == name), None)
+        if file is None:
+            raise NotFound(f"The manual has no picture '{name[:80]}'.", what="page")
+        return FileResponse(file)
 
     @router.get("/docs/{name:path}")
     async def manual(name: str) -> HTMLResponse:
@@ -62,16 +70,23 @@ def html(title: str, body: str) -> HTMLResponse:
 
 def manuals() -> dict[str, Path]:
     """Every page of the manual by its name, "api/runware". Names are compared, never joined into a path."""
-    folder = next((folder for folder in MANUALS if folder.is_dir()), None)
-    if folder is None:
-        return {}
+    folder = manual_folder()
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.md"))}
 
 
+def manual_images() -> list[Path]:
+    """The pictures its pages show."""
+    return [path for path in (manual_folder() / "images").glob("*") if path.suffix in (".jpg", ".png")]
+
+
+def manual_folder() -> Path:
+    return next((folder for folder in MANUALS if folder.is_dir()), MANUALS[-1])
+
+
 def to_html(text: str) -> str:
-    """Markdown as HTML, with an id at every heading; raw HTML in it stays text."""
+    """Markdown as HTML, with an id at every heading; comments are left out, other raw HTML in it stays text."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = parser.parse(text)
+    tokens = parser.parse(COMMENT.sub("", text))
     for opening, inline in itertools.pairwise(tokens):
         if opening.type == "heading_open":
             opening.attrSet("id", re.sub(r"[^a-z0-9]+", "-", inline.content.lower()).strip("-"))
