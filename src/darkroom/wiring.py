@@ -232,12 +232,12 @@ def log_start(server: Server, listener: socket.socket) -> None:
         log.warning("there is no such setting; docs/settings.md lists them", name=name)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     log.info("listening", url=url, data=str(server.settings.data))
-    if server.settings.log_format == "text":
-        sys.stderr.write(first_request(url))
     if server.settings.engine is EngineKind.FAKE:
         log.warning("the fake engine draws patterns; for pictures set DARKROOM_ENGINE=child")
     elif server.services.installed.demo:
         log.warning("demo mode: no weights are installed, a tiny embedded model serves every card; see `darkroom pull`")
+    if server.settings.log_format == "text":
+        sys.stderr.write(first_request(url))
 
 
 def first_request(url: str) -> str:
@@ -269,17 +269,19 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 def configure_logging(log_format: str) -> None:
     """Everything, libraries too, in one form to stderr: text for people, json for collectors."""
+    stamp = "iso" if log_format == "json" else "%Y-%m-%dT%H:%M:%SZ"  # nobody reads microseconds
     stamps: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt=stamp, utc=True),
     ]
     if log_format == "json":
         rendering: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:  # plain tracebacks: the default shows local variables, and with them keys and prompts
         plain = structlog.dev.plain_traceback
-        rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        colours = sys.stderr.isatty()
+        rendering = [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain, pad_level=False)]
     structlog.configure(
         processors=[*stamps, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -111,9 +111,9 @@ def test_a_url_needs_a_host(url: str) -> None:
 
 
 def test_a_long_text_is_checked_in_no_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()  # not the clock: other work on the machine is no reason to fail
     assert violations(nonsense="é" * 20_000_000) == [("nonsense", Problem.UNKNOWN)]
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_long_values_are_not_repeated() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from darkroom.catalog.card import HERE, Card, RunflowModel, load_card
@@ -37,8 +38,9 @@ class Catalog(Value, frozen=True, kw_only=True):
         raise NotFound(f"There is no model {path!r} here. Known models: {known}.", what="model", parameter="model")
 
 
+@cache
 def load_catalog(folder: Path = HERE / "cards") -> Catalog:
-    """Every card of a folder. Raises ConfigurationError naming file and field, or the name two cards share."""
+    """Every card of a folder, read once by a process. Raises ConfigurationError naming file and field, or the name two cards share."""
     cards = sorted((load_card(path) for path in folder.glob("*.toml")), key=lambda card: card.id)
     owners: dict[str, Card] = {}
     for card in cards:
