@@ -25,7 +25,7 @@ from darkroom.engine.loop import EngineLoop
 from darkroom.engine.process import EngineProcess
 from darkroom.engine.spec import EngineSpec, SteppedEngine
 from darkroom.errors import ConfigurationError, EngineLost
-from darkroom.types import Ended, EngineEvent, EngineStatus, Job
+from darkroom.types import Distribution, Ended, EngineEvent, EngineStatus, Job
 
 STATUS_SECONDS: Final = 1.0  # an engine in a long step does not answer; its last status stands for it then
 BACKOFF_SECONDS: Final = (0.1, 0.5, 2.0, 5.0, 10.0)  # before the n-th restart in a row
@@ -327,9 +327,12 @@ def combined(statuses: Sequence[EngineStatus]) -> EngineStatus:
     if len(statuses) == 1:
         return statuses[0]
     counters: dict[str, float] = {}
+    distributions: dict[str, Distribution] = {}
     for status in statuses:
         for name, value in status.counters.items():
             counters[name] = counters.get(name, 0.0) + value
+        for name, one in status.distributions.items():
+            distributions[name] = summed(distributions[name], one) if name in distributions else one
     return EngineStatus(
         ready=all(status.ready for status in statuses),
         device=", ".join(status.device for status in statuses),
@@ -338,7 +341,13 @@ def combined(statuses: Sequence[EngineStatus]) -> EngineStatus:
         rows=sum(status.rows for status in statuses),
         memory_bytes=sum(status.memory_bytes for status in statuses),
         counters=counters,
+        distributions=distributions,
     )
+
+
+def summed(one: Distribution, other: Distribution) -> Distribution:
+    counts = tuple(a + b for a, b in zip(one.counts, other.counts, strict=True))
+    return Distribution(bounds=one.bounds, counts=counts, total=one.total + other.total)
 
 
 def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:

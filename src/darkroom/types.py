@@ -296,8 +296,23 @@ class CardStatus(Value, frozen=True, kw_only=True):
     dtype: str
 
 
+class Distribution(Value, frozen=True, kw_only=True):
+    """How often values fell where: counts[i] of them above bounds[i - 1] and at most bounds[i]; the last above all.
+
+    total: of all values. Grows from the start of an engine.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+
 class EngineStatus(Value, frozen=True, kw_only=True):
-    """What is loaded and what is free. memory_bytes: resident (CPU) or allocated (GPU); rows: images in flight."""
+    """What is loaded and what is free. memory_bytes: resident (CPU) or allocated (GPU); rows: images in flight.
+
+    counters grow from the start of the engine; those that end in _size stand for what is kept now. distributions:
+    step_seconds of forward passes, and batch_rows that shared one.
+    """
 
     ready: bool
     device: str = "cpu"
@@ -306,3 +321,4 @@ class EngineStatus(Value, frozen=True, kw_only=True):
     rows: int = 0
     memory_bytes: int = 0
     counters: dict[str, float] = {}
+    distributions: dict[str, Distribution] = {}

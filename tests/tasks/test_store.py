@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from darkroom.errors import Conflict, LeaseLost, NotFound, Overloaded
 from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status
-from darkroom.tasks.store import ResultStored, TaskChanged
-from darkroom.tasks.task import Attempt, Claim, Fault, Owed, Task
+from darkroom.tasks.store import Backlog, ResultStored, TaskChanged
+from darkroom.tasks.task import Attempt, Claim, Fault, Owed, OwedKind, Task
 from darkroom.types import Preview, Progress, Record, Stage
 from tests.tasks.stores import Clock, Stores, new_task, request, result, stored_file, upload, webhook
 
@@ -516,6 +516,20 @@ async def test_a_client_ref_that_cannot_be_searched_is_kept_all_the_same(store: 
     for ref in ("x" * 5000, "nul\0", 7, {"a": 1}):
         task = await store.submit(new_task(options={"client_ref": ref}))
         assert (await store.get(task.id)).options == {"client_ref": ref}
+
+
+async def test_the_backlog_is_what_waits(store: Any, clock: Clock) -> None:
+    assert await store.backlog() == Backlog(queued_since=None, owed={OwedKind.WEBHOOK: 0, OwedKind.UPLOAD: 0})
+    first, second = await store.submit(new_task()), await store.submit(new_task())
+    assert (await store.backlog()).queued_since == first.created_at
+    claim = await claimed(store)
+    await store.finish(claim, Status.SUCCEEDED, owed=[webhook(), webhook(), upload()])
+    done = (await store.due(clock(), 10, LEASE))[0]
+    attempt = Attempt(at=clock(), status=200, error=None, milliseconds=1)
+    await store.record_attempt(done.id, attempt, state="delivered", next_at=None)
+    assert await store.backlog() == Backlog(
+        queued_since=second.created_at, owed={OwedKind.WEBHOOK: 1, OwedKind.UPLOAD: 1}
+    )
 
 
 async def test_counts_has_every_state(store: Any) -> None:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
+from darkroom.api.engine_metrics import EngineMetrics
 from darkroom.api.services import Services
 from darkroom.errors import StorageError
 from darkroom.tasks.lifecycle import Status
@@ -58,8 +68,19 @@ class Metrics:
             "darkroom_delivery_attempts", "Calls made for clients.", ["kind", "outcome"], registry=self.registry
         )
         self.sockets = Gauge("darkroom_open_sockets", "WebSocket connections.", registry=self.registry)
+        self.delivery_seconds = Histogram(
+            "darkroom_delivery_seconds", "Time of one call made for a client.", ["kind"], registry=self.registry
+        )
         self.tasks = Gauge("darkroom_tasks", "Tasks on record, by state.", ["status"], registry=self.registry)
-        self.engine = Gauge("darkroom_engine", "What the engine reports, by name.", ["name"], registry=self.registry)
+        self.oldest = Gauge(
+            "darkroom_queue_oldest_seconds", "How long the oldest queued task has waited.", registry=self.registry
+        )
+        self.owed = Gauge(
+            "darkroom_deliveries_pending", "Calls for clients still to be made.", ["kind"], registry=self.registry
+        )
+        self.engine = EngineMetrics()
+        self.registry.register(self.engine)
+        ProcessCollector(registry=self.registry)
 
     def result(self, result: Result) -> None:
         """A picture is stored, or is known to have failed."""
@@ -76,22 +97,22 @@ class Metrics:
         if task.finished_at is not None:
             self.task_seconds.labels(task.request.card).observe((task.finished_at - task.created_at).total_seconds())
 
-    def delivery(self, kind: OwedKind, state: str) -> None:
+    def delivery(self, kind: OwedKind, state: str, milliseconds: float) -> None:
         """One try of a call. state: what the delivery is after it."""
         self.deliveries.labels(kind.value, "retried" if state == "pending" else state).inc()
+        self.delivery_seconds.labels(kind.value).observe(milliseconds / 1000)
 
     async def text(self, services: Services) -> bytes:
         """The Prometheus exposition, with what the store and the engine say at this moment."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            counts = await services.store.counts()
+            counts, backlog = await asyncio.gather(services.store.counts(), services.store.backlog())
         for status in Status:
             self.tasks.labels(status.value).set(counts.get(status, 0))
-        engine = await engine_status(services)
-        self.engine.labels("ready").set(engine.ready)
-        self.engine.labels("rows").set(engine.rows)
-        self.engine.labels("memory_bytes").set(engine.memory_bytes)
-        for name, value in engine.counters.items():
-            self.engine.labels(name).set(value)
+        since = backlog.queued_since
+        self.oldest.set((datetime.now(UTC) - since).total_seconds() if since else 0)
+        for kind, owed in backlog.owed.items():
+            self.owed.labels(kind.value).set(owed)
+        self.engine.status = await engine_status(services)
         return generate_latest(self.registry)
 
 

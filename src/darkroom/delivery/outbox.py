@@ -43,7 +43,7 @@ class CallbackSecrets(Protocol):
 class Meter(Protocol):
     """Takes the measurements of deliveries."""
 
-    def delivery(self, kind: OwedKind, state: str) -> None:
+    def delivery(self, kind: OwedKind, state: str, milliseconds: float) -> None:
         """One try was made; state is what the delivery is now: pending, delivered or failed."""
 
 
@@ -185,7 +185,7 @@ class Outbox:
     ) -> None:
         await self._store.record_attempt(delivery.id, attempt, state=state, next_at=next_at, owed=owed)
         if self._meter:
-            self._meter.delivery(delivery.owed.kind, state)
+            self._meter.delivery(delivery.owed.kind, state, attempt.milliseconds)
 
     async def _consequences(self, delivery: Delivery, attempt: Attempt) -> Sequence[Owed]:
         """A lost upload is told to the task's webhook; a lost webhook is told to nobody."""

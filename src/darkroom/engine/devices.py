@@ -14,6 +14,7 @@ from darkroom.errors import ConfigurationError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SPARE = 0.15  # share of a GPU's memory that weights leave to activations when no budget is set
 
+STATM = Path("/proc/self/statm")  # Linux: what a process holds now, in pages
 
 def pick_device(name: str) -> torch.device:
     """auto (a GPU if there is one), cpu, cuda, cuda:N or mps. Raises ConfigurationError for what is not here."""
@@ -63,12 +64,14 @@ def weights_budget(device: torch.device, memory_bytes: int) -> int:
 
 
 def memory_used(device: torch.device) -> int:
-    """Bytes this process holds now: allocated on a GPU, resident at its highest on a CPU."""
+    """Bytes this process holds now: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.current_allocated_memory()
-    return _resident_bytes()
+    if STATM.exists():
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return _most_resident_bytes()
 
 
 def start_peak(device: torch.device) -> None:
@@ -79,7 +82,7 @@ def start_peak(device: torch.device) -> None:
 
 def peak_bytes(device: torch.device) -> int:
     """The most memory in use since start_peak; on a CPU since the process began."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _most_resident_bytes()
 
 
 def wait_for(device: torch.device) -> None:
@@ -90,6 +93,6 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _resident_bytes() -> int:
+def _most_resident_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

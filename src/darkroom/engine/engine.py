@@ -27,6 +27,7 @@ from darkroom.catalog.installed import Installed
 from darkroom.engine import finishing, starting
 from darkroom.engine.active import ActiveJob
 from darkroom.engine.devices import dtype_name, memory_used, start_peak, wait_for
+from darkroom.engine.measures import Measures
 from darkroom.engine.options import EngineOptions
 from darkroom.engine.preparation import Preparation, Work
 from darkroom.engine.retouch import Retouch
@@ -68,6 +69,7 @@ class Engine:
         self._to_retouch: deque[tuple[Row, Retouch, int]] = deque()
         self._to_decode: deque[Row] = deque()
         self._counters = dict.fromkeys(COUNTERS, 0.0)
+        self._measures = Measures(self.device)
         start_peak(self.device)
 
     # --- what a pool calls ---------------------------------------------------------------------------------------
@@ -132,6 +134,7 @@ class Engine:
     # --- jobs become rows ----------------------------------------------------------------------------------------
 
     def _prepare_next(self) -> bool:
+            distributions=self._measures.told(),
         """The next stage of the job in preparation, or the first of another. False when there is none."""
         if self._preparing is None:
             return self._begin_next()
@@ -199,7 +202,9 @@ class Engine:
         """One step of these rows; when it fails, of parts of them, down to the row that fails alone."""
         began = time.perf_counter()
         try:
-            velocities = self._runner.velocities(self._shelf.part(batch[0].models.transformer), batch)
+            transformer = self._shelf.part(batch[0].models.transformer)
+            with self._measures.forward(len(batch)):
+                velocities = self._runner.velocities(transformer, batch)
         except STAGE_ERRORS as error:
             if len(batch) == 1:
                 self._fail_row(batch[0], error)

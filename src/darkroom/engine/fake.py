@@ -21,6 +21,7 @@ from typing import Final
 
 from PIL import Image, ImageChops, ImageDraw
 
+from darkroom.engine.tally import BATCH_ROWS, STEP_SECONDS, Tally
 from darkroom.errors import InferenceError, OutOfMemory
 from darkroom.types import (
     CardStatus,
@@ -74,6 +75,9 @@ class FakeEngine:
         self.cards: set[str] = set()
         self.turn = 0
         self.steps = 0
+        self.pictures = 0
+        self.step_seconds = Tally(STEP_SECONDS)
+        self.batch_rows = Tally(BATCH_ROWS)
 
     @property
     def idle(self) -> bool:
@@ -112,8 +116,12 @@ class FakeEngine:
             dtype="fp32",
             loaded=tuple(CardStatus(card=card, bytes=0, device="fake", dtype="fp32") for card in sorted(self.cards)),
             rows=len(self.running) + len(self.waiting),
-            counters={"steps": float(self.steps)},
+            counters={"forwards": float(self.steps), "pictures": float(self.pictures)},
+            distributions={"step_seconds": self.step_seconds.told(), "batch_rows": self.batch_rows.told()},
         )
+
+    def use_idle_time(self) -> bool:
+        return False
 
     def warm(self, card_id: str) -> None:
         self.cards.add(card_id)
@@ -131,9 +139,12 @@ class FakeEngine:
 
     def _spend(self, batch: list[FakeRow]) -> None:
         self.steps += 1
+        began = time.perf_counter()
         milliseconds = max([self.step_ms, *(float(markers(row.job).get("slow") or 0) for row in batch)])
         if milliseconds:
             time.sleep(milliseconds / 1000)
+        self.step_seconds.add(time.perf_counter() - began)
+        self.batch_rows.add(len(batch))
 
     def _advance(self, row: FakeRow) -> None:
         request = row.job.request
@@ -181,6 +192,7 @@ class FakeEngine:
                 nsfw="nsfw" in markers(row.job) if request.check_safety else None,
             )
         )
+        self.pictures += 1
         self._leave(row)
 
     def _fail(self, row: FakeRow, error: InferenceError) -> None:

@@ -5,6 +5,7 @@ Everything between two awaits is atomic on one event loop, so plain dictionaries
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status, is_final
 from darkroom.tasks.memory_records import MemoryDocuments, MemoryIdempotency, MemoryKeys, MemoryMediaRecords
 from darkroom.tasks.queue import ENGINE_LOST, OwnerTurn
 from darkroom.tasks.search import TaskQuery
-from darkroom.tasks.store import Announce, ResultStored, TaskChanged, TaskWatch
+from darkroom.tasks.store import Announce, Backlog, ResultStored, TaskChanged, TaskWatch
 from darkroom.tasks.task import Attempt, Claim, Delivery, Fault, NewTask, Owed, OwedKind, Result, Task
 from darkroom.tasks.watching import Signal, Watchers
 from darkroom.types import Media, Preview, Progress
@@ -266,6 +267,16 @@ class MemoryTaskStore:
     async def counts(self) -> dict[Status, int]:
         found = [entry.task.status for entry in self._entries.values()]
         return {status: found.count(status) for status in Status}
+
+    async def backlog(self) -> Backlog:
+        waiting = (entry.task.created_at for entry in self._entries.values() if entry.task.status is Status.QUEUED)
+        owed = Counter(
+            one.owed.kind
+            for entry in self._entries.values()
+            for one in entry.deliveries.values()
+            if one.state == queue.PENDING
+        )
+        return Backlog(queued_since=min(waiting, default=None), owed={kind: owed[kind] for kind in OwedKind})
 
     # Parts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -12,6 +12,10 @@ from darkroom.tasks import queue
 from darkroom.tasks.queue import PENDING
 from darkroom.tasks.tables import attempts, deliveries
 from darkroom.tasks.task import Attempt, Delivery, Owed, OwedKind
+
+COUNT_PENDING: Final = (
+    sa.select(deliveries.c.kind, sa.func.count()).where(deliveries.c.state == PENDING).group_by(deliveries.c.kind)
+)
 
 
 def add(
@@ -63,6 +67,12 @@ def is_due(connection: sa.Connection, now: datetime) -> bool:
     """Whether lease_due is worth a write."""
     due = sa.select(deliveries.c.id).where(deliveries.c.state == PENDING, deliveries.c.next_at <= now).limit(1)
     return connection.scalar(due) is not None
+
+
+def pending(connection: sa.Connection) -> dict[OwedKind, int]:
+    """How many calls are still to be made."""
+    found = {OwedKind(kind): count for kind, count in connection.execute(COUNT_PENDING)}
+    return {kind: found.get(kind, 0) for kind in OwedKind}
 
 
 def record(

@@ -21,7 +21,7 @@ from darkroom.tasks.keys import Keys
 from darkroom.tasks.lifecycle import Status, is_final
 from darkroom.tasks.queue import ENGINE_LOST
 from darkroom.tasks.search import TaskQuery
-from darkroom.tasks.store import Announce, ResultStored, TaskChanged, TaskWatch
+from darkroom.tasks.store import Announce, Backlog, ResultStored, TaskChanged, TaskWatch
 from darkroom.tasks.task import Attempt, Claim, Delivery, Fault, NewTask, Owed, Result, Task
 from darkroom.tasks.watching import POLL_SECONDS, Signal, Watchers
 from darkroom.types import Media, Preview, Progress
@@ -313,6 +313,13 @@ class SqlTaskStore:
     async def counts(self) -> dict[Status, int]:
         found = await self.database.read(statements.counts)
         return {status: found.get(status, 0) for status in Status}
+
+    async def backlog(self) -> Backlog:
+        return await self.database.read(
+            lambda connection: Backlog(
+                queued_since=statements.queued_since(connection), owed=outbox.pending(connection)
+            )
+        )
 
     # Parts
 

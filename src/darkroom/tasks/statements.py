@@ -123,6 +123,7 @@ ROOM: Final = sa.select(
     _count(tasks.c.finished_at > given("since")).label("finished_lately"),
 )
 QUEUED: Final = sa.select(tasks.c.owner, tasks.c.id).where(IS_QUEUED).order_by(tasks.c.owner, tasks.c.id)
+QUEUED_SINCE: Final = sa.select(sa.func.min(tasks.c.created_at)).where(IS_QUEUED)
 IS_WAITING: Final = sa.select(sa.exists(sa.select(tasks.c.id).where(IS_QUEUED)))
 LAPSED: Final = sa.select(tasks.c.id).where(HAS_LAPSED).order_by(tasks.c.id).limit(given("at_most", sa.Integer()))
 
@@ -208,6 +209,12 @@ def claim(connection: sa.Connection, worker: str, now: datetime, lease: timedelt
     """Take the next task. None when there is none, or when another server took it in this very moment."""
     row = connection.execute(CLAIM, {"by": worker, "now": now, "until": now + lease}).first()
     return None if row is None else Claim(task=_with_results(connection, row), worker=worker, token=row.token)
+
+
+def queued_since(connection: sa.Connection) -> datetime | None:
+    """When the oldest queued task was accepted."""
+    found: datetime | None = connection.scalar(QUEUED_SINCE)
+    return found
 
 
 def is_waiting(connection: sa.Connection) -> bool:

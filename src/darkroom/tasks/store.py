@@ -14,7 +14,7 @@ from typing import Protocol
 from darkroom.tasks.documents import DocumentStore
 from darkroom.tasks.idempotency import IdempotentCalls
 from darkroom.tasks.lifecycle import Status
-from darkroom.tasks.task import Attempt, Claim, Delivery, Fault, NewTask, Owed, Result, Task
+from darkroom.tasks.task import Attempt, Claim, Delivery, Fault, NewTask, Owed, OwedKind, Result, Task
 from darkroom.types import Media, Preview, Progress, Value
 
 
@@ -32,6 +32,13 @@ class TaskChanged(Value, frozen=True, kw_only=True):
 
 
 TaskEvent = Progress | Preview | ResultStored | TaskChanged
+
+
+class Backlog(Value, frozen=True, kw_only=True):
+    """queued_since: when the oldest queued task was accepted, None without one. owed: calls still to be made."""
+
+    queued_since: datetime | None
+    owed: dict[OwedKind, int]
 
 
 class TaskWatch(Protocol):
@@ -189,3 +196,6 @@ class TaskStore(Protocol):
 
     async def counts(self) -> dict[Status, int]:
         """Tasks per state, for metrics and readiness."""
+
+    async def backlog(self) -> Backlog:
+        """What waits, for metrics."""
