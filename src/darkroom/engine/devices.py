@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +14,9 @@ import torch
 from darkroom.errors import ConfigurationError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STATM = Path("/proc/self/statm")  # Linux: what a process holds now, in pages
 SPARE = 0.15  # share of a GPU's memory that weights leave to activations when no budget is set
 
-STATM = Path("/proc/self/statm")  # Linux: what a process holds now, in pages
 
 def pick_device(name: str) -> torch.device:
     """auto (a GPU if there is one), cpu, cuda, cuda:N or mps. Raises ConfigurationError for what is not here."""
