@@ -27,6 +27,7 @@ from darkroom.config import EngineKind, Settings, unknown_names
 from darkroom.engine.spec import build_engine, engine_spec
 from darkroom.errors import ConfigurationError
 from darkroom.pool import ChildPool, EnginePool, LocalPool
+from darkroom.starting import starting
 
 if TYPE_CHECKING:  # a second to import: see Server._start
     from fastapi import FastAPI
@@ -153,12 +154,16 @@ def smallest_card(catalog: Catalog, installed: Installed) -> Card | None:
 def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or Ctrl-C. Raises ConfigurationError, or what a background task died of."""
     configure_logging(settings.log_format)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(run(build(settings)))
+    with contextlib.ExitStack() as start, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        start.enter_context(starting())
+        runner.run(run(build(settings), started=start.close))
 
 
-async def run(server: Server) -> None:
-    """Start, answer until a signal or a failure, stop. A second signal does not wait for what runs."""
+async def run(server: Server, started: Callable[[], None] = lambda: None) -> None:
+    """Start, answer until a signal or a failure, stop. A second signal does not wait for what runs.
+
+    started: called once the server answers.
+    """
     stop, hurry = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
@@ -168,6 +173,7 @@ async def run(server: Server) -> None:
         web = WebServer(server.app, server.settings)
         answering = asyncio.create_task(web.serve([listener]))
         log_start(server, listener)
+        started()
         await first_of(answering, server.failed, stop.wait())
         await wind_down(server, web, answering, hurry)
         if server.failed.done():

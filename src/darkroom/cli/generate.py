@@ -215,5 +215,7 @@ def image_format(name: str) -> ImageFormat:
 
 def start_engine(configured: Settings) -> SteppedEngine:
     from darkroom.engine.spec import build_engine, engine_spec
+    from darkroom.starting import starting
 
-    return build_engine(engine_spec(configured, configured.device.partition(",")[0]))
+    with starting():
+        return build_engine(engine_spec(configured, configured.device.partition(",")[0]))

@@ -22,6 +22,7 @@ from typing import Final, NoReturn
 from darkroom.engine.frames import AnyMessage, Beat, Start, commands, receive, send
 from darkroom.engine.loop import EngineLoop
 from darkroom.engine.spec import build_engine
+from darkroom.starting import starting
 
 BEAT_SECONDS: Final = 1.0
 UNSENT_MESSAGES: Final = 64  # more than that and the engine waits for the pool
@@ -52,7 +53,9 @@ def _serve(sock: socket.socket, start: Start) -> None:
     writer = _thread("writer", _write, sock, outbox)
     _thread("reader", _read, sock, loop)
     _thread("heartbeat", _beat, loop, outbox)
-    loop.run(build_engine(start.spec))
+    with starting():
+        engine = build_engine(start.spec)
+    loop.run(engine)
     outbox.put(None)
     writer.join()
 
