@@ -90,7 +90,7 @@ def edits(drawer: Drawer) -> Image.Image:
 
 
 def sizes(drawer: Drawer) -> Image.Image:
-    return sheet([(drawer.draw("base", SIZED, width=w, height=h), f"{w}×{h}") for w, h in SIZES], 4)
+    return sheet([(drawer.draw("base", SIZED, width=w, height=h), f"{w} x {h}") for w, h in SIZES], 4)
 
 
 def outline(drawer: Drawer) -> Image.Image:
