@@ -13,7 +13,7 @@ from typing import cast
 
 import typer
 
-from darkroom.cli import generate, keys, loras, models, pull, server, tasks
+from darkroom.cli import generate, keys, loras, models, pull, server, tasks, top
 from darkroom.errors import ConfigurationError, DarkroomError, InvalidParameter, NotFound
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("serve")(server.serve)
+app.command("top")(top.top)
 app.command("pull")(pull.pull)
 app.command("migrate")(server.migrate)
 app.command("version")(server.print_version)
