@@ -37,6 +37,9 @@ class EngineKind(StrEnum):
     FAKE = "fake"  # no torch: draws a pattern; for work on the API and the playground
 
 
+WAITS = r"^$|^\d{1,6}(,\d{1,6})*$"  # 60,300,1800
+
+
 class Settings(BaseSettings):
     """Frozen. Names are the environment's without DARKROOM_ and in lower case; seconds, bytes and pixels by name."""
 
@@ -79,6 +82,9 @@ class Settings(BaseSettings):
     body_bytes: int = Field(128 << 20, ge=1, description="Size of one request or socket message at most.")
     cors_origins: str = Field("*", description="Origins a browser may call from: * or a comma-separated list.")
     webhook_secret: str = Field("", description="Secret (whsec_…) that signs webhooks in the Standard Webhooks form.")
+    webhook_retries: str = Field(
+        "60,300,1800,7200,18000", pattern=WAITS, description="Seconds between a webhook's later tries, with commas."
+    )
     callback_secret: str = Field("", description="Secret that signs Runflow callbacks.")
     sync_seconds: float = Field(25.0, gt=0, description="Longest wait of a Runflow sync_mode request.")
     inline_outputs: bool = Field(False, description="Answer Runflow sync_mode with data URIs instead of URLs.")
@@ -86,6 +92,11 @@ class Settings(BaseSettings):
     default_acceleration: str = Field("", description="acceleration when a request names none; empty: the card's.")
     log_format: str = Field("text", pattern="^(text|json)$", description="text or json.")
     huggingface_token: str = Field("", description="Token for gated repositories.")
+
+    @property
+    def webhook_waits(self) -> tuple[float, ...]:
+        """Seconds, of webhook_retries."""
+        return tuple(float(wait) for wait in self.webhook_retries.split(",") if wait)
 
     @property
     def faces_folder(self) -> Path:

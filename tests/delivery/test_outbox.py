@@ -98,6 +98,9 @@ async def run_out(bench: Bench, outbox: Outbox) -> None:
     for _ in range(400):
         await outbox.deliver_due()
         bench.clock.advance(0.05)
+    for _ in range(8):
+        await outbox.deliver_due()
+        bench.clock.advance(20_000)
 
 
 # Delivering
@@ -173,15 +176,42 @@ async def test_the_servers_own_secret_signs_for_everybody(bench: Bench, web: Web
 # Trying again
 
 
-async def test_runware_webhooks_are_tried_five_times(bench: Bench, web: Web) -> None:
+async def test_runware_webhooks_are_tried_for_hours(bench: Bench, web: Web) -> None:
     web.answers["/"] = http(404, b"no")
     task_id = await bench.owe(webhook(web.url()))
     await run_out(bench, bench.outbox())
     delivery = await bench.only(task_id)
     assert (delivery.state, delivery.next_at) == ("failed", None)
-    assert offsets(delivery) == pytest.approx([0, 0.25, 0.75, 1.75, 3.75], abs=0.21)
-    assert [attempt.status for attempt in delivery.attempts] == [404] * 5
-    assert len(web.received) == 5
+    assert offsets(delivery)[:7] == pytest.approx([0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75], abs=0.36)
+    assert [attempt.status for attempt in delivery.attempts] == [404] * 12
+    assert len(web.received) == 12
+
+
+async def test_a_receiver_that_is_back_after_an_hour_hears_of_it(bench: Bench, web: Web) -> None:
+    web.answers["/"] = http(503)
+    task_id = await bench.owe(webhook(web.url()))
+    outbox = bench.outbox()
+    for _ in range(60):
+        await outbox.deliver_due()
+        bench.clock.advance(60)
+    assert (await bench.only(task_id)).state == "pending"
+    web.answers["/"] = http(200)
+    bench.clock.advance(7200)
+    await outbox.deliver_due()
+    assert await bench.delivered(task_id)
+
+
+async def test_a_first_call_does_not_wait_behind_those_that_failed_before(bench: Bench, web: Web) -> None:
+    web.answers.update({"/": http(200), "/down": http(500)})
+    for _ in range(40):
+        await bench.owe(webhook(web.url("/down")))
+    outbox = bench.outbox()
+    for _ in range(2):
+        await outbox.deliver_due()  # 32 at once
+    bench.clock.advance(10)  # all of them are due again
+    task_id = await bench.owe(webhook(web.url()))
+    await outbox.deliver_due()
+    assert await bench.delivered(task_id)
 
 
 async def test_runflow_callbacks_are_tried_after_one_and_two_seconds(bench: Bench, web: Web) -> None:

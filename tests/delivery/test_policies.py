@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from darkroom.delivery.policies import POLICIES, is_delivered
+from darkroom.config import Settings
+from darkroom.delivery.policies import is_delivered, policies
 from darkroom.media.fetch import Reply
 
 ERROR, SILENCE = Reply(status=500), Reply(status=None, error="No answer within 5 s.")
+
+
+POLICIES = policies(Settings().webhook_waits)
+QUICK = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
+LATER = [60.0, 300.0, 1800.0, 7200.0, 18000.0]
 
 
 def pauses(policy: str, reply: Reply, chance: float = 0.5) -> list[float]:
@@ -17,20 +23,22 @@ def pauses(policy: str, reply: Reply, chance: float = 0.5) -> list[float]:
     return found
 
 
-def test_runware_tries_five_times_doubling_from_a_quarter_second() -> None:
-    assert pauses("runware", ERROR) == [0.25, 0.5, 1.0, 2.0]
-    assert pauses("runware", SILENCE) == [0.25, 0.5, 1.0, 2.0]
-    assert pauses("runware", Reply(status=404)) == [0.25, 0.5, 1.0, 2.0]
-    assert pauses("runware", Reply(status=302)) == [0.25, 0.5, 1.0, 2.0]
+def test_runware_doubles_from_a_quarter_second_to_eight_and_then_waits_for_hours() -> None:
+    assert pauses("runware", ERROR) == QUICK + LATER
+    assert pauses("runware", SILENCE) == QUICK + LATER
+    assert pauses("runware", Reply(status=404)) == QUICK + LATER
+    assert pauses("runware", Reply(status=302)) == QUICK + LATER
 
 
-def test_runware_never_waits_longer_than_eight_seconds() -> None:
-    assert POLICIES["runware"].longest_seconds == 8.0
+def test_the_later_tries_are_the_operators_choice() -> None:
+    assert policies(()) == {**policies((7.0,)), "runware": policies(())["runware"]}
+    assert policies(())["runware"].waits == tuple(QUICK)
+    assert policies((7.0,))["runware"].waits == (*QUICK, 7.0)
 
 
 def test_jitter_varies_by_a_fifth() -> None:
-    assert pauses("runware", ERROR, 0.0) == pytest.approx([0.2, 0.4, 0.8, 1.6])
-    assert pauses("runware", ERROR, 1.0) == pytest.approx([0.3, 0.6, 1.2, 2.4])
+    assert pauses("runware", ERROR, 0.0)[:4] == pytest.approx([0.2, 0.4, 0.8, 1.6])
+    assert pauses("runware", ERROR, 1.0)[:4] == pytest.approx([0.3, 0.6, 1.2, 2.4])
 
 
 def test_runflow_tries_three_times_on_server_and_network_errors_only() -> None:
@@ -47,7 +55,7 @@ def test_uploads_are_tried_three_times() -> None:
     assert len(pauses("upload", Reply(status=403))) == 2
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", ["runflow", "runware", "upload"])
 def test_some_answers_end_it(policy: str) -> None:
     assert pauses(policy, Reply(status=410)) == []
     assert pauses(policy, Reply(status=None, error="private", refused=True)) == []

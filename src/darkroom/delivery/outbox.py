@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import structlog
 
 from darkroom.config import Settings
-from darkroom.delivery.policies import LONGEST_TRY_SECONDS, POLICIES, RetryPolicy, is_delivered
+from darkroom.delivery.policies import LONGEST_TRY_SECONDS, RetryPolicy, is_delivered, policies
 from darkroom.delivery.signatures import runflow_headers, standard_headers, standard_keys
 from darkroom.errors import NotFound, StorageError
 from darkroom.media.fetch import Fetcher, Reply
@@ -60,7 +60,6 @@ class Outbox:
         callback_secrets: CallbackSecrets | None = None,
         given_up: Mapping[str, GivenUp] | None = None,
         meter: Meter | None = None,
-        policies: Mapping[str, RetryPolicy] = POLICIES,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -72,7 +71,7 @@ class Outbox:
         self._secrets = callback_secrets or _OneSecret(settings.callback_secret)
         self._given_up = given_up or {}
         self._meter = meter
-        self._policies = policies
+        self._policies = policies(settings.webhook_waits)
         self._clock = clock
         self._chance = chance
         self._sending: set[asyncio.Task[None]] = set()

@@ -224,7 +224,7 @@ class MemoryTaskStore:
     async def due(self, now: datetime, limit: int, lease_seconds: float) -> list[Delivery]:
         pending = [one for entry in self._entries.values() for one in _pending(entry)]
         ready = [one for one in pending if one.next_at is not None and one.next_at <= now and self._is_free(one, now)]
-        leased = sorted(ready, key=lambda one: (one.next_at, one.id))[:limit]
+        leased = sorted(ready, key=lambda one: (bool(one.attempts), one.next_at, one.id))[:limit]
         for one in leased:
             self._delivery_leases[one.id] = now + timedelta(seconds=lease_seconds)
         return leased

@@ -13,6 +13,8 @@ from darkroom.tasks.queue import PENDING
 from darkroom.tasks.tables import attempts, deliveries
 from darkroom.tasks.task import Attempt, Delivery, Owed, OwedKind
 
+WAS_TRIED: Final = deliveries.c.next_at > deliveries.c.created_at
+TURNS: Final = (WAS_TRIED, deliveries.c.next_at, deliveries.c.id)
 COUNT_PENDING: Final = (
     sa.select(deliveries.c.kind, sa.func.count()).where(deliveries.c.state == PENDING).group_by(deliveries.c.kind)
 )
@@ -31,7 +33,8 @@ def add(
 def lease_due(connection: sa.Connection, now: datetime, limit: int, lease: timedelta) -> list[Delivery]:
     """Deliveries whose time has come and that no other server has at hand, now leased to the caller; oldest first.
 
-    Uploads of one task to one address go in order: a later one waits until the earlier is delivered or given up.
+    Those that were never tried go before the others: receivers that are down must not keep the rest waiting. Uploads of
+    one task to one address go in order: a later one waits until the earlier is delivered or given up.
     """
     earlier = deliveries.alias()
     overtakes = (
@@ -53,14 +56,14 @@ def lease_due(connection: sa.Connection, now: datetime, limit: int, lease: timed
             sa.or_(deliveries.c.lease_until.is_(None), deliveries.c.lease_until <= now),
             sa.or_(deliveries.c.kind != OwedKind.UPLOAD, ~overtakes),
         )
-        .order_by(deliveries.c.next_at, deliveries.c.id)
+        .order_by(*TURNS)
         .limit(limit)
         .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer and needs no such thing
     )
     rows = connection.execute(
         sa.update(deliveries).where(deliveries.c.id.in_(due)).values(lease_until=now + lease).returning(*deliveries.c)
     ).all()
-    return _with_attempts(connection, sorted(rows, key=lambda row: (row.next_at, row.id)))
+    return _with_attempts(connection, sorted(rows, key=lambda row: (row.next_at > row.created_at, row.next_at, row.id)))
 
 
 def is_due(connection: sa.Connection, now: datetime) -> bool:
