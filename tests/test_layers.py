@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "darkroom"
 LAYERS = [  # lowest first; one set = siblings, strangers to each other
-    {"errors", "starting", "types"},
+    {"errors", "loading", "types"},
     {"config", "catalog"},
     {"engine", "tasks", "media"},
     {"delivery", "pool"},

@@ -26,8 +26,8 @@ from darkroom.catalog.installed import Installed
 from darkroom.config import EngineKind, Settings, unknown_names
 from darkroom.engine.spec import build_engine, engine_spec
 from darkroom.errors import ConfigurationError
+from darkroom.loading import loading
 from darkroom.pool import ChildPool, EnginePool, LocalPool
-from darkroom.starting import starting
 
 if TYPE_CHECKING:  # a second to import: see Server._start
     from fastapi import FastAPI
@@ -155,7 +155,7 @@ def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or Ctrl-C. Raises ConfigurationError, or what a background task died of."""
     configure_logging(settings.log_format)
     with contextlib.ExitStack() as start, asyncio.Runner(loop_factory=new_event_loop) as runner:
-        start.enter_context(starting())
+        start.enter_context(loading())
         runner.run(run(build(settings), started=start.close))
 
 

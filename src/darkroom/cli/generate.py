@@ -215,7 +215,7 @@ def image_format(name: str) -> ImageFormat:
 
 def start_engine(configured: Settings) -> SteppedEngine:
     from darkroom.engine.spec import build_engine, engine_spec
-    from darkroom.starting import starting
+    from darkroom.loading import loading
 
-    with starting():
+    with loading():
         return build_engine(engine_spec(configured, configured.device.partition(",")[0]))

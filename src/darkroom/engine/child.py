@@ -22,7 +22,7 @@ from typing import Final, NoReturn
 from darkroom.engine.frames import AnyMessage, Beat, Start, commands, receive, send
 from darkroom.engine.loop import EngineLoop
 from darkroom.engine.spec import build_engine
-from darkroom.starting import starting
+from darkroom.loading import loading
 
 BEAT_SECONDS: Final = 1.0
 UNSENT_MESSAGES: Final = 64  # more than that and the engine waits for the pool
@@ -53,7 +53,7 @@ def _serve(sock: socket.socket, start: Start) -> None:
     writer = _thread("writer", _write, sock, outbox)
     _thread("reader", _read, sock, loop)
     _thread("heartbeat", _beat, loop, outbox)
-    with starting():
+    with loading():
         engine = build_engine(start.spec)
     loop.run(engine)
     outbox.put(None)

@@ -1,6 +1,6 @@
 """What every process of ours does while it loads its libraries: it does not look for garbage.
 
-    with starting():
+    with loading():
         import torch
 
 Loading makes hundreds of thousands of objects that stay, and the collector looks at all of them again and again: a
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def starting() -> Iterator[None]:
+def loading() -> Iterator[None]:
     """For processes of our own, once: everything that exists at its end is never collected."""
     gc.disable()
     try:

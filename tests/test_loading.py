@@ -1,4 +1,4 @@
-"""The collector while a process starts, in a process of its own: what is frozen stays so."""
+"""The collector while a process loads its libraries, in a process of its own: what is frozen stays so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 SCRIPT = """
 import gc
-from darkroom.starting import starting
+from darkroom.loading import loading
 
 class Node:
     pass
@@ -20,7 +20,7 @@ def rings():
     return sum(isinstance(each, Node) for each in gc.get_objects()) // 2
 
 try:
-    with starting():
+    with loading():
         assert not gc.isenabled()
         kept = [Node() for _ in range(1000)]
         raise KeyError
@@ -35,5 +35,5 @@ assert rings() == 0, "what comes later is collected as ever"
 """
 
 
-def test_nothing_is_collected_while_starting_and_what_exists_then_is_left_alone() -> None:
+def test_nothing_is_collected_while_loading_and_what_exists_then_is_left_alone() -> None:
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=60)
