@@ -45,6 +45,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def pick_compile(name: str, device: torch.device) -> bool:
+    """on, off, or auto: on for CUDA, off elsewhere, where compiled passes are not the uncompiled ones to the bit."""
+    if name not in ("auto", "on", "off"):
+        raise ConfigurationError(f"compile is auto, on or off, not '{name}'.", parameter="compile")
+    return name == "on" or (name == "auto" and device.type == "cuda")
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known is dtype)
 

@@ -60,7 +60,7 @@ class Engine:
         self.dtype = self._stock.dtype
         self._telling = Telling()
         self._preparation = Preparation(catalog, self._stock, self._telling)
-        self._runner = Runner()
+        self._runner = Runner(self._stock.tuning)
         self._scheduler: StepScheduler[Row] = StepScheduler(options.max_rows, options.max_tokens)
         self._jobs: dict[str, ActiveJob] = {}
         self._waiting: deque[ActiveJob] = deque()
@@ -112,7 +112,12 @@ class Engine:
             log.info("%s is not loaded ahead: the cards at work leave no room", card_id)
             return
         self._shelf.tokenizer(models)
+        self._stock.prepare_tuning(models)
         self._shelf.release(models)
+
+    def use_idle_time(self) -> bool:
+        """One piece of what makes later pictures faster (tuning.py); False when there is none. Only while idle."""
+        return self._stock.tuning.rehearse_next(self._shelf)
 
     def status(self) -> EngineStatus:
         loaded = self._shelf.loaded()
@@ -129,12 +134,12 @@ class Engine:
             rows=len(self._scheduler.running) + len(self._to_decode),
             memory_bytes=memory_used(self.device),
             counters=self._counters | {"jobs": float(len(self._jobs))} | self._stock.counters(),
+            distributions=self._measures.told(),
         )
 
     # --- jobs become rows ----------------------------------------------------------------------------------------
 
     def _prepare_next(self) -> bool:
-            distributions=self._measures.told(),
         """The next stage of the job in preparation, or the first of another. False when there is none."""
         if self._preparing is None:
             return self._begin_next()

@@ -21,7 +21,8 @@ def decode(stock: Stock, row: Row) -> Pixels:
     began = time.perf_counter()
     if not row.run.latents.isfinite().all():
         raise InferenceError("Denoising ran out of the number range; another sampler or fp32 avoids it.")
-    pixels = vae.decode(stock.shelf.part(row.models.decoder), row.run.latents, row.height, row.width)
+    with stock.tuning.decoding(row.models, row.height, row.width):
+        pixels = vae.decode(stock.shelf.part(row.models.decoder), row.run.latents, row.height, row.width)
     row.decode_seconds = time.perf_counter() - began
     return pixels
 

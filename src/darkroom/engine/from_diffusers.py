@@ -44,7 +44,8 @@ except Exception as error:  # noqa: BLE001 - whatever it is, the usual way is on
     log.warning("diffusers is imported as a whole, which takes longer: %s", error)
 
 from diffusers.loaders import lora_conversion_utils as lora_conversion
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models import attention_dispatch
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux2 import (
@@ -67,6 +68,7 @@ __all__ = [
     "SYSTEM_MESSAGE",
     "SYSTEM_MESSAGE_UPSAMPLING_I2I",
     "SYSTEM_MESSAGE_UPSAMPLING_T2I",
+    "AttentionBackendName",
     "AutoencoderKLFlux2",
     "Flux2Attention",
     "Flux2KVAttnProcessor",
@@ -75,6 +77,7 @@ __all__ = [
     "Flux2ParallelSelfAttention",
     "Flux2Transformer2DModel",
     "apply_rotary_emb",
+    "attention_dispatch",
     "blend_double_block_mods",
     "blend_single_block_mods",
     "convert_transformer",

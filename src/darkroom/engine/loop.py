@@ -1,4 +1,7 @@
-"""Drives an engine: obeys commands between two steps, steps while there is work, sleeps when there is none."""
+"""Drives an engine: obeys commands between two steps, steps while there is work, sleeps when there is none.
+
+Before it sleeps it lets the engine use the time for what makes later work faster, piece by piece.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ class EngineLoop:
         """Until Stop. Raises what a step raises: the engine is not to be used after that."""
         self._tell(Ready())
         while True:
+            self._use_idle_time(engine)
             for command in self._waiting_commands(engine.idle):
                 if isinstance(command, Stop):
                     return
@@ -55,6 +59,13 @@ class EngineLoop:
                 yield self._inbox.get_nowait()
             except queue.Empty:
                 return
+
+    def _use_idle_time(self, engine: SteppedEngine) -> None:
+        """Until there is something to do, or nothing left to use it for."""
+        self._step_began = time.monotonic()
+        while engine.idle and self._inbox.empty() and engine.use_idle_time():
+            self._step_began = time.monotonic()
+        self._step_began = None
 
     def _obey(self, engine: SteppedEngine, command: AnyCommand) -> None:
         match command:

@@ -8,6 +8,7 @@ Nothing of a row moves on here but its step cache: a pass that fails can be trie
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -22,6 +23,7 @@ from darkroom.engine.positions import picture_positions, text_positions
 from darkroom.engine.row import Row
 from darkroom.engine.split_forward import ModelInputs, Rotary, forward, rotary
 from darkroom.engine.step_cache import Use, cached_forward
+from darkroom.engine.tuning import Tuning
 
 KEPT_GEOMETRIES: Final = 32
 
@@ -29,7 +31,8 @@ KEPT_GEOMETRIES: Final = 32
 class Runner:
     """Runs batches. It keeps the rotary tables of recent geometries: making one takes as long as a block or two."""
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: Tuning) -> None:
+        self._tuning = tuning
         self._rotary: Lru[Hashable, Rotary] = Lru(KEPT_GEOMETRIES)
 
     @torch.inference_mode()
@@ -42,8 +45,11 @@ class Runner:
         inputs = self._gather(transformer, samples)
         adapters = rows[0].active_adapters
         uses = [Use(row.step_cache, row.run.step, adapters) if row.step_cache else None for row, _ in samples]
+        cached = any(uses)
+        work = partial(cached_forward, transformer, uses=uses) if cached else partial(forward, transformer)
         with applied(transformer, adapters):
-            output = cached_forward(transformer, inputs, uses) if any(uses) else forward(transformer, inputs)
+            models = rows[0].models
+            output = self._tuning.run(models, transformer, inputs, work, plain=not cached, adapted=bool(adapters))
         passes = (output[sample : sample + 1] for sample in range(len(output)))
         return [_guided(row, [next(passes) for _ in texts(row)]) for row in rows]
 

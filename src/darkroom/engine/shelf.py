@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -84,12 +84,20 @@ class _Part:
     previewer: Previewer | None = None
 
 
+class Watcher(Protocol):
+    """Who wants to know which parts there are."""
+
+    def loaded(self, key: PartKey, module: Any) -> None: ...
+
+    def unloaded(self, key: PartKey) -> None: ...
+
+
 class Shelf:
     """Loads, shares, moves and unloads parts.
 
     budget_bytes: of weights; 0 is what the device has. offload: large parts take turns on the device.
     quantise: of the networks, as they are loaded. decoder: folder of an autoencoder that draws the pictures of every
-    card with latents of its kind. Raises ConfigurationError when it holds none.
+    card with latents of its kind. Raises ConfigurationError when it holds none. watcher: told what comes and goes.
     """
 
     def __init__(
@@ -102,6 +110,7 @@ class Shelf:
         offload: bool,
         quantise: Quantise = Quantise.NONE,
         decoder: Path | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self.device = device
         self.dtype = dtype
@@ -112,7 +121,8 @@ class Shelf:
         self._decoder_shape = _decoder_shape(decoder) if decoder else None
         self._decoders: dict[Path, Path] = {}  # of an autoencoder: which one draws in its place
         self._budget = (device, budget_bytes) if not self.offload else (torch.device("cpu"), budget_bytes)
-        self._parts: Lru[PartKey, _Part] = Lru(weights_budget(*self._budget))
+        self._parts: Lru[PartKey, _Part] = Lru(weights_budget(*self._budget), self._gone)
+        self._watcher = watcher
         self._tokenizers: dict[Path, Any] = {}
         self._guest: PartKey | None = None  # the large part that is on the device while offloading
         self.loads = 0
@@ -180,6 +190,10 @@ class Shelf:
             part.previewer = Previewer(part.module)
         return part.previewer
 
+    def holds(self, models: CardModels) -> bool:
+        """Whether all parts of a card are in memory."""
+        return all(self._holds(key) for key in models.parts)
+
     def loaded(self) -> dict[PartKey, int]:
         """Parts in memory and their bytes."""
         return {key: size for key, _, size in self._parts}
@@ -229,7 +243,13 @@ class Shelf:
                     quantise(module, self.device)
                     module.to(device)
                     size = weights.module_bytes(module)
+        if self._watcher:
+            self._watcher.loaded(key, module)
         return _Part(module, size)
+
+    def _gone(self, key: PartKey, _: _Part) -> None:
+        if self._watcher:
+            self._watcher.unloaded(key)
 
     def _invite(self, key: PartKey, part: _Part) -> None:
         """Swap the large part on the device."""

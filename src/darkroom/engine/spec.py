@@ -33,6 +33,10 @@ class EngineSpec(Value, frozen=True, kw_only=True):
     dtype: str = "auto"
     quantise: str = "none"
     decoder: str = ""
+    compile: str = "auto"
+    compiled: str = ""
+    attention: str = "auto"
+    warm_sizes: tuple[tuple[int, int], ...] = ()
     memory_bytes: int = 0
     offload: bool = False
     max_rows: int = 16
@@ -56,6 +60,10 @@ def engine_spec(settings: Settings, device: str) -> EngineSpec:
         dtype=settings.dtype,
         quantise=settings.quantise,
         decoder=str(settings.decoder.expanduser()) if settings.decoder else "",
+        compile=settings.compile,
+        compiled=str((settings.data / "compiled").absolute()),
+        attention=settings.attention,
+        warm_sizes=settings.sizes_to_warm,
         memory_bytes=settings.memory_bytes,
         offload=settings.offload,
         max_rows=settings.max_rows,
@@ -85,6 +93,8 @@ class SteppedEngine(Protocol):
 
     def warm(self, card_id: str) -> None: ...
 
+    def use_idle_time(self) -> bool: ...
+
 
 def build_engine(spec: EngineSpec) -> SteppedEngine:
     """The engine of a spec. Raises what loading it raises; the model's takes seconds."""
@@ -100,6 +110,10 @@ def build_engine(spec: EngineSpec) -> SteppedEngine:
         dtype=spec.dtype,
         quantise=spec.quantise,
         decoder=spec.decoder,
+        compile=spec.compile,
+        compiled=spec.compiled,
+        attention=spec.attention,
+        warm_sizes=spec.warm_sizes,
         memory_bytes=spec.memory_bytes,
         offload=spec.offload,
         max_rows=spec.max_rows,

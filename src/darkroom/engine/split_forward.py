@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from darkroom.engine.from_diffusers import Flux2KVCache, blend_double_block_mods, blend_single_block_mods
+from darkroom.engine.kv import Exact
 from darkroom.engine.packed import Packing
 
 Rotary = tuple[Tensor, Tensor]
@@ -167,7 +168,7 @@ def run_blocks(model: Any, stream: Stream, first: int, last: int, *, extracting:
         if packing is not None:
             kwargs["layers"] = packing.double(index)
         elif stream.references is not None:
-            kwargs["kv_cache"] = stream.references.get_double(index)
+            kwargs["kv_cache"] = _of_block(stream.references.get_double(index), extracting)
         text, image = model.transformer_blocks[index](
             hidden_states=image,
             encoder_hidden_states=text,
@@ -191,7 +192,8 @@ def finish_blocks(model: Any, stream: Stream, first: int, *, extracting: bool = 
         if packing is not None:
             kwargs["layers"] = packing.single(index)
         elif stream.references is not None:
-            kwargs |= {"kv_cache": stream.references.get_single(index), "num_txt_tokens": text_tokens}
+            kwargs["kv_cache"] = _of_block(stream.references.get_single(index), extracting)
+            kwargs["num_txt_tokens"] = text_tokens
         joint = block(
             hidden_states=joint,
             encoder_hidden_states=None,
@@ -263,6 +265,11 @@ def _attention_kwargs(stream: Stream, extracting: bool) -> dict[str, Any]:
         return {}
     mode = "extract" if extracting else "cached"
     return {"kv_cache_mode": mode, "num_ref_tokens": stream.references.num_ref_tokens}
+
+
+def _of_block(layer: Any, extracting: bool) -> Any:
+    """A block's share of the references, put together before the block runs: compiled blocks see only the result."""
+    return layer if extracting else Exact(*layer.get())
 
 
 def _thousandfold(value: Tensor | None, latents: Tensor) -> Tensor | None:

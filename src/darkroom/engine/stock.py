@@ -8,7 +8,7 @@ from typing import Final
 
 from darkroom.catalog.card import Card
 from darkroom.catalog.installed import Installed
-from darkroom.engine.devices import pick_device, pick_dtype
+from darkroom.engine.devices import pick_compile, pick_device, pick_dtype
 from darkroom.engine.extras import Extras
 from darkroom.engine.kv_bank import KVBank, KVFormat
 from darkroom.engine.lora import AdapterBank
@@ -16,6 +16,8 @@ from darkroom.engine.options import EngineOptions
 from darkroom.engine.references import ReferenceEncoder
 from darkroom.engine.shelf import CardModels, PartKey, Quantise, Shelf
 from darkroom.engine.text_encode import Encoded, PromptEncoder
+from darkroom.engine.tuning import Tuning
+from darkroom.engine.vae import token_pixels
 from darkroom.errors import DarkroomError
 
 REFERENCE_BYTES: Final = 64 << 20  # latents of recent references; a megapixel takes 2 MB
@@ -28,6 +30,15 @@ class Stock:
     def __init__(self, installed: Installed, options: EngineOptions) -> None:
         self.device = pick_device(options.device)
         self.dtype = pick_dtype(options.dtype, self.device)
+        self.tuning = Tuning(
+            self.device,
+            self.dtype,
+            compile=pick_compile(options.compile, self.device),
+            attention=options.attention,
+            sizes=options.warm_sizes,
+            folder=Path(options.compiled) if options.compiled else None,
+            moving=options.offload,
+        )
         self.shelf = Shelf(
             installed,
             self.device,
@@ -36,6 +47,7 @@ class Stock:
             offload=options.offload,
             quantise=Quantise(options.quantise),
             decoder=Path(options.decoder) if options.decoder else None,
+            watcher=self.tuning,
         )
         self.prompts = PromptEncoder(options.text_cache_entries)
         self.references = ReferenceEncoder(REFERENCE_BYTES)
@@ -56,6 +68,11 @@ class Stock:
             prompt,
         )
 
+    def prepare_tuning(self, models: CardModels) -> None:
+        """Have the settings' sizes rehearsed for a card in use, in idle time."""
+        unit = token_pixels(self.shelf.part(models.vae))
+        self.tuning.prepare(models, models.located.text_length, unit)
+
     def bytes_held(self, card: Card, loaded: Mapping[PartKey, int]) -> int:
         """Of a card's parts in memory, if its network is. loaded: of Shelf.loaded."""
         try:
@@ -71,4 +88,5 @@ class Stock:
             **self.references.kept.counters("reference_cache"),
             **self.bank.counters(),
             **self.adapters.kept.counters("adapters"),
+            **self.tuning.counters(),
         }
