@@ -26,6 +26,12 @@ class Quantise(StrEnum):
     FP8 = "fp8"
 
 
+class Compile(StrEnum):
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class KVFormat(StrEnum):
     EXACT = "exact"
     FP8 = "fp8"
@@ -36,6 +42,8 @@ class EngineKind(StrEnum):
     LOCAL = "local"  # in this process: `darkroom generate`
     FAKE = "fake"  # no torch: draws a pattern; for work on the API and the playground
 
+
+SIZES = r"^$|^\d{2,4}x\d{2,4}(,\d{2,4}x\d{2,4})*$"  # 1024x1024,512x768
 
 WAITS = r"^$|^\d{1,6}(,\d{1,6})*$"  # 60,300,1800
 
@@ -60,6 +68,9 @@ class Settings(BaseSettings):
     dtype: DType = Field(DType.AUTO, description="auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.")
     quantise: Quantise = Field(Quantise.NONE, description="none, or fp8: the networks multiply in 8 bits.")
     decoder: Path | None = Field(None, description="Autoencoder that draws the pictures; unset: the card's own.")
+    compile: Compile = Field(Compile.AUTO, description="auto (on for CUDA), on or off: compile in idle time.")
+    attention: str = Field("auto", description="auto (the fastest, as measured) or diffusers' name of one.")
+    warm_sizes: str = Field("1024x1024", pattern=SIZES, description="Pictures rehearsed when a card is loaded ahead.")
     memory_bytes: int = Field(0, ge=0, description="Weights kept in memory at most; 0: what the device has.")
     offload: bool = Field(False, description="Move each part to the device only while it works (small GPUs).")
     max_rows: int = Field(16, ge=1, description="Images in flight in one engine at most.")
@@ -92,6 +103,12 @@ class Settings(BaseSettings):
     default_acceleration: str = Field("", description="acceleration when a request names none; empty: the card's.")
     log_format: str = Field("text", pattern="^(text|json)$", description="text or json.")
     huggingface_token: str = Field("", description="Token for gated repositories.")
+
+    @property
+    def sizes_to_warm(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each of warm_sizes."""
+        pairs = (size.split("x") for size in self.warm_sizes.split(",") if size)
+        return tuple((int(width), int(height)) for width, height in pairs)
 
     @property
     def webhook_waits(self) -> tuple[float, ...]:
