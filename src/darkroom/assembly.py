@@ -18,6 +18,7 @@ import structlog
 from fastapi import FastAPI
 
 from darkroom.api.app import create_app
+from darkroom.api.gate import Gate
 from darkroom.api.health import Metrics
 from darkroom.api.runflow.callbacks import RunflowAnnouncer
 from darkroom.api.runflow.closing import BatchCloser
@@ -56,8 +57,7 @@ class Assembled:
 async def assemble(settings: Settings, pool: EnginePool, parts: contextlib.AsyncExitStack) -> Assembled:
     """Opened and ready for requests; parts: takes what has to be closed. Raises ConfigurationError."""
     store, abandoned = await open_store(settings, parts)
-    keys = store.keys if await store.keys.any() else None
-    check_address(settings, has_keys=keys is not None)
+    check_address(settings, has_keys=await store.keys.any())
     media = await MediaStore.open(
         settings.media_url or str(settings.data / "media"), store.files, keep_seconds=settings.keep_seconds
     )
@@ -92,7 +92,7 @@ async def assemble(settings: Settings, pool: EnginePool, parts: contextlib.Async
         fetcher=fetcher,
         pool=pool,
         announce=announce,
-        keys=keys,
+        gate=Gate(store.keys),
         features=settings.features,
     )
     app = create_app(services, metrics=metrics)

@@ -12,6 +12,7 @@ import httpx
 from fastapi import FastAPI
 
 from darkroom.api.app import create_app
+from darkroom.api.gate import Gate
 from darkroom.api.runware.announce import RunwareAnnouncer
 from darkroom.api.services import Services
 from darkroom.catalog.adapters import Adapters
@@ -36,6 +37,9 @@ class SomeKeys:
 
     async def check(self, key: str) -> str | None:
         return self.owners.get(key)
+
+    async def any(self) -> bool:
+        return True
 
 
 class TestServer:
@@ -91,7 +95,7 @@ async def serving(
             fetcher=fetcher,
             pool=pool,
             announce={"runware": RunwareAnnouncer()},
-            keys=keys,
+            gate=Gate(keys or store.keys),
             features=features,
         )
         worker = Worker(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from darkroom.api.gate import Gate
 from darkroom.catalog.adapters import Adapters
 from darkroom.catalog.catalog import Catalog
 from darkroom.catalog.installed import Installed
@@ -17,18 +17,10 @@ from darkroom.tasks.store import TaskStore
 from darkroom.worker import Announcer
 
 
-class KeyChecker(Protocol):
-    """tasks.keys.Keys, as far as the routes need it."""
-
-    async def check(self, key: str) -> str | None:
-        """The owner's id, None for a key that is not ours or was revoked."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """announce: by dialect, what is owed to clients when a task ends. keys: None when checking is off (a server on
-    loopback without keys). features: which optional parts are installed ("safety", "faces"); a request that needs
-    another one is refused before it is accepted.
+    """announce: by dialect, what is owed to clients when a task ends. features: which optional parts are installed
+    ("safety", "faces"); a request that needs another one is refused before it is accepted.
     """
 
     settings: Settings
@@ -40,5 +32,5 @@ class Services:
     fetcher: Fetcher
     pool: EnginePool
     announce: Mapping[str, Announcer]
-    keys: KeyChecker | None = None
+    gate: Gate
     features: frozenset[str] = field(default_factory=frozenset)

@@ -19,10 +19,7 @@ def create_key(
     """Create a key and print it, once: only its hash is kept."""
     key, plain = with_store(data, lambda store: store.keys.create(name))
     typer.echo(plain)
-    note(
-        f"Key {key.prefix}… for {name!r}, shown this once. A server with keys accepts it at once; one that was started "
-        "without any asks for keys from its next start."
-    )
+    note(f"Key {key.prefix}… for {name!r}, shown this once. A running server takes it, and asks for a key from now on.")
 
 
 @app.command("list")
