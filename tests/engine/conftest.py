@@ -14,6 +14,7 @@ from PIL import Image
 
 from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import Installed
+from darkroom.engine.costs import Costed, Costs
 from darkroom.engine.engine import Engine
 from darkroom.engine.options import EngineOptions
 from darkroom.types import EngineEvent, ImageRequest, Job, Picture, Pixels
@@ -34,10 +35,21 @@ def pipeline(variant: str, dtype: torch.dtype = torch.float32) -> Any:
     return tiny.pipeline(tiny.embedded(), variant, dtype)
 
 
-def make_engine(**options: Any) -> Engine:
+class FreeCompany(Costs):
+    """A device on which a pass takes as long for many rows as for one: whatever can share a pass does."""
+
+    def of(self, rows: Sequence[Costed]) -> float:
+        return 1.0
+
+    def alone(self, row: Costed) -> float:
+        return 1.0
+
+
+def make_engine(costs: Costs | None = None, **options: Any) -> Engine:
     """An engine on the tiny models, on a CPU in fp32 unless told otherwise."""
     given = {"device": "cpu", "dtype": "fp32"} | options
-    return Engine(load_catalog(), Installed(Path("no-weights-installed"), tiny.embedded()), EngineOptions(**given))
+    installed = Installed(Path("no-weights-installed"), tiny.embedded())
+    return Engine(load_catalog(), installed, EngineOptions(**given), costs)
 
 
 def request(variant: str = "distilled", **changes: Any) -> ImageRequest:

@@ -33,7 +33,7 @@ from darkroom.types import (
     StepCacheKind,
 )
 from tests import tiny
-from tests.engine.conftest import image, job, make_engine, picture, pictures, run
+from tests.engine.conftest import FreeCompany, image, job, make_engine, picture, pictures, run
 from tests.engine.lora_files import Example
 
 
@@ -56,7 +56,7 @@ def test_mixed_jobs_batched_and_interleaved_are_each_as_alone() -> None:
     alone: dict[tuple[str, int], Picture] = {}
     for each in mixed_jobs():
         alone |= pictures(run(make_engine(), each))
-    engine = make_engine()
+    engine = make_engine(FreeCompany())
     together = pictures(run(engine, *mixed_jobs()))
     assert together.keys() == alone.keys()
     for key, made in together.items():
@@ -80,7 +80,7 @@ def test_latents_of_a_batch_are_equal_to_the_bit(monkeypatch: pytest.MonkeyPatch
     for each in jobs:
         run(make_engine(), each)
     alone, seen = seen, {}
-    run(make_engine(), *jobs)
+    run(make_engine(FreeCompany()), *jobs)
     for name, found in seen.items():
         assert all(torch.equal(a, b) for a, b in zip(alone[name], found, strict=True))
 
@@ -201,7 +201,7 @@ def break_forward(monkeypatch: pytest.MonkeyPatch, task: str, error: Exception, 
 def test_a_row_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch, error: Exception, code: str) -> None:
     alone = {name: picture(run(make_engine(), job(name=name, seed=n))) for n, name in enumerate("abcde")}
     break_forward(monkeypatch, "c", error)
-    events = run(make_engine(), *(job(name=name, seed=n) for n, name in enumerate("abcde")))
+    events = run(make_engine(FreeCompany()), *(job(name=name, seed=n) for n, name in enumerate("abcde")))
     (failure,) = [event for event in events if isinstance(event, Failure)]
     assert (failure.task, failure.code) == ("c", code)
     assert "secret" not in failure.message
@@ -213,7 +213,7 @@ def test_a_row_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch
 def test_a_batch_too_large_for_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = {n: picture(run(make_engine(), job(seed=n))) for n in range(4)}
     break_forward(monkeypatch, "2", torch.OutOfMemoryError("no"), at_most=2)
-    made = pictures(run(make_engine(), *(job(name=str(n), seed=n) for n in range(4))))
+    made = pictures(run(make_engine(FreeCompany()), *(job(name=str(n), seed=n) for n in range(4))))
     assert all(made[str(n), 0].pixels == alone[n].pixels for n in range(4))
 
 

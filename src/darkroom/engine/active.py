@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from darkroom.engine.kv import KVKey, ReferenceKV
 from darkroom.engine.lora import Attached
 from darkroom.engine.references import References
-from darkroom.engine.row import Row
+from darkroom.engine.row import Row, work_of
 from darkroom.engine.shelf import CardModels
 from darkroom.engine.text_encode import Encoded
 from darkroom.types import ImageRequest, Job, Record, Stage
@@ -41,6 +41,11 @@ class ActiveJob:
     @property
     def request(self) -> ImageRequest:
         return self.job.request
+
+    @property
+    def work(self) -> float:
+        """How much there is to do for one of its pictures (row.work_of)."""
+        return work_of(self.request)
 
     @property
     def loaded(self) -> CardModels:

@@ -26,6 +26,7 @@ from darkroom.catalog.catalog import Catalog
 from darkroom.catalog.installed import Installed
 from darkroom.engine import finishing, starting
 from darkroom.engine.active import ActiveJob
+from darkroom.engine.costs import Costs
 from darkroom.engine.devices import dtype_name, memory_used, start_peak, wait_for
 from darkroom.engine.measures import Measures
 from darkroom.engine.options import EngineOptions
@@ -49,9 +50,14 @@ STAGE_ERRORS: Final = (DarkroomError, RuntimeError, ValueError, TypeError, Looku
 
 
 class Engine:
-    """Not thread-safe: one thread adds, cancels and steps. Raises ConfigurationError for a device that is not here."""
+    """Not thread-safe: one thread adds, cancels and steps. Raises ConfigurationError for a device that is not here.
 
-    def __init__(self, catalog: Catalog, installed: Installed, options: EngineOptions) -> None:
+    costs: what is known of the device's passes; nothing, unless it is given.
+    """
+
+    def __init__(
+        self, catalog: Catalog, installed: Installed, options: EngineOptions, costs: Costs | None = None
+    ) -> None:
         self._catalog = catalog
         self._stock = Stock(installed, options)
         self._shelf = self._stock.shelf
@@ -61,7 +67,7 @@ class Engine:
         self._telling = Telling()
         self._preparation = Preparation(catalog, self._stock, self._telling)
         self._runner = Runner(self._stock.tuning)
-        self._scheduler: StepScheduler[Row] = StepScheduler(options.max_rows, options.max_tokens)
+        self._scheduler: StepScheduler[Row] = StepScheduler(options.max_rows, options.max_tokens, costs)
         self._jobs: dict[str, ActiveJob] = {}
         self._waiting: deque[ActiveJob] = deque()
         self._preparing: tuple[ActiveJob, Work] | None = None  # and the stage that comes next
@@ -151,17 +157,26 @@ class Engine:
 
     def _begin_next(self) -> bool:
         """Load the card of the job that waits longest. False while rows at work leave no room for it."""
-        unserved = sum(1 for job in self._ready if not job.rows)
-        if not self._waiting or unserved >= max(PREPARED_AHEAD, self._scheduler.free_rows):
+        job = self._next_to_begin()
+        if job is None:
             return False
-        job = self._waiting[0]
         try:
             self._attempt(job, partial(self._prepare, work=self._preparation.load))
         except NoRoom:
             return False
-        if self._waiting and self._waiting[0] is job:
-            self._waiting.popleft()
+        if job in self._waiting:
+            self._waiting.remove(job)
         return True
+
+    def _next_to_begin(self) -> ActiveJob | None:
+        """The job that waits longest; while enough jobs are ready for a place, one that is in a hurry."""
+        unserved = sum(1 for job in self._ready if not job.rows)
+        ahead = max(PREPARED_AHEAD, self._scheduler.free_rows)
+        if unserved < ahead:
+            return self._waiting[0] if self._waiting else None
+        if unserved < ahead + self._scheduler.reserved_rows:
+            return next((job for job in self._waiting if self._scheduler.in_hurry(job.work)), None)
+        return None
 
     def _prepare(self, job: ActiveJob, work: Work) -> None:
         following = work(job)
@@ -175,11 +190,16 @@ class Engine:
         while self._to_retouch and self._scheduler.free_rows > len(self._to_decode):
             row, retouch, place = self._to_retouch.popleft()
             self._attempt_row(row, partial(self._start_face, retouch=retouch, place=place))
-        while self._ready and self._scheduler.free_rows > len(self._to_decode):
-            job = self._ready.popleft()
+        while (job := self._next_to_start()) is not None:
+            self._ready.remove(job)
             self._attempt(job, self._start_result)
             if job.unstarted and job.job.id in self._jobs:
                 self._ready.append(job)
+
+    def _next_to_start(self) -> ActiveJob | None:
+        if self._scheduler.free_rows <= len(self._to_decode):
+            return None
+        return next((job for job in self._ready if self._scheduler.has_room(job.work)), None)
 
     def _start_result(self, job: ActiveJob) -> None:
         row = starting.result_row(self._stock, job, job.unstarted.popleft())
@@ -208,12 +228,14 @@ class Engine:
         began = time.perf_counter()
         try:
             transformer = self._shelf.part(batch[0].models.transformer)
-            with self._measures.forward(len(batch)):
+            with self._measures.forward(len(batch), self._scheduler.costs.learner(batch)):
                 velocities = self._runner.velocities(transformer, batch)
         except STAGE_ERRORS as error:
             if len(batch) == 1:
                 self._fail_row(batch[0], error)
                 return
+            if isinstance(error, torch.OutOfMemoryError):
+                self._scheduler.costs.too_large(batch)
             self._free_memory(error)
             half = len(batch) // 2
             self._denoise(batch[:half])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,9 @@ import torch
 
 from darkroom.engine.tally import BATCH_ROWS, STEP_SECONDS, Tally
 from darkroom.types import Distribution
+
+Learn = Callable[[float], None]
+"""Takes the seconds of a pass as soon as they are known."""
 
 
 class Measures:
@@ -25,19 +28,19 @@ class Measures:
         self._on_gpu = device.type == "cuda"
         self._seconds = Tally(STEP_SECONDS)
         self._rows = Tally(BATCH_ROWS)
-        self._marks: deque[tuple[Any, Any]] = deque()
+        self._marks: deque[tuple[Any, Any, Learn]] = deque()
 
     @contextmanager
-    def forward(self, rows: int) -> Iterator[None]:
+    def forward(self, rows: int, learn: Learn = lambda _seconds: None) -> Iterator[None]:
         """Around one forward pass for so many rows; one that raises is not counted."""
         began = time.perf_counter()
         start = self._mark()
         yield
         end = self._mark()
         if start and end:
-            self._marks.append((start, end))
+            self._marks.append((start, end, learn))
         else:
-            self._seconds.add(time.perf_counter() - began)
+            self._took(time.perf_counter() - began, learn)
         self._rows.add(rows)
         self._read()
 
@@ -57,5 +60,9 @@ class Measures:
     def _read(self) -> None:
         """Take the times of passes whose end has gone by; they end in the order they began."""
         while self._marks and self._marks[0][1].query():
-            start, end = self._marks.popleft()
-            self._seconds.add(start.elapsed_time(end) / 1000)
+            start, end, learn = self._marks.popleft()
+            self._took(start.elapsed_time(end) / 1000, learn)
+
+    def _took(self, seconds: float, learn: Learn) -> None:
+        self._seconds.add(seconds)
+        learn(seconds)

@@ -76,6 +76,20 @@ class Row:
         return self.models.transformer, self.height, self.width, text, self.active_adapters
 
     @property
+    def cost_key(self) -> Hashable:
+        """What makes passes of as many tokens take another time."""
+        return self.models.transformer, self.step_cache is not None, bool(self.active_adapters)
+
+    @property
+    def calls_left(self) -> int:
+        """Passes until it is done."""
+        return max(1, sampler(self.request.sampler).calls(self.run.steps) - self.run.calls)
+
+    @property
+    def work(self) -> float:
+        return work_of(self.request)
+
+    @property
     def active_adapters(self) -> Active:
         """The adapters that act at this row's noise level."""
         return active(self.adapters, float(self.run.sigma)) if self.adapters else ()
@@ -104,6 +118,12 @@ class Row:
         """The picture's, and those of references that stand beside it in every step."""
         beside = self.conditioning.references_beside
         return self.height * self.width + (beside.tokens if beside else 0)
+
+
+def work_of(request: ImageRequest) -> float:
+    """How much there is to do for one picture, in a measure that only compares requests."""
+    passes = 2 if request.cfg_scale > 1 else 1
+    return float(passes * request.steps * request.width * request.height)
 
 
 def start_run(
