@@ -54,7 +54,9 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2KVCache,
     Flux2KVParallelSelfAttnProcessor,
     Flux2ParallelSelfAttention,
+    Flux2SingleTransformerBlock,
     Flux2Transformer2DModel,
+    Flux2TransformerBlock,
 )
 from diffusers.models.transformers.transformer_flux2 import _blend_double_block_mods as blend_double_block_mods
 from diffusers.models.transformers.transformer_flux2 import _blend_single_block_mods as blend_single_block_mods
@@ -75,7 +77,9 @@ __all__ = [
     "Flux2KVCache",
     "Flux2KVParallelSelfAttnProcessor",
     "Flux2ParallelSelfAttention",
+    "Flux2SingleTransformerBlock",
     "Flux2Transformer2DModel",
+    "Flux2TransformerBlock",
     "apply_rotary_emb",
     "attention_dispatch",
     "blend_double_block_mods",

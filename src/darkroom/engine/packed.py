@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from darkroom.engine.blocks import Attend, Rotary, attend_beside
 from darkroom.engine.from_diffusers import apply_rotary_emb, dispatch_attention_fn
 from darkroom.engine.kv import BatchLayer, Layer, ReferenceKV
-
-Rotary = tuple[Tensor, Tensor]
 
 
 class Group(NamedTuple):
@@ -149,25 +148,23 @@ def _within_samples(
     packing: Packing,
     layers: Sequence[Layer | None],
 ) -> Tensor:
+    query, key = (apply_rotary_emb(each, rotary, sequence_dim=1) for each in (query, key))
+    attend = partial(dispatch_attention_fn, backend=attn.processor._attention_backend)
+    return attend_within(packing, layers, attend, query, key, value).flatten(2)
+
+
+def attend_within(
+    packing: Packing, layers: Sequence[Layer | None], attend: Attend, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
     """Attention of every sample to itself and its references. query, key, value: (1, tokens, heads, channels)."""
-    query, key = (apply_rotary_emb(each, rotary, sequence_dim=1)[0] for each in (query, key))
-    value = value[0]
     mixed = torch.empty_like(query)
     for samples, places in packing.groups:
-        own_query, own_key, own_value = (
-            each.index_select(0, places).view(len(samples), -1, *each.shape[1:]) for each in (query, key, value)
-        )
+        size = len(samples), -1, *query.shape[2:]
+        own = [each[0].index_select(0, places).view(size) for each in (query, key, value)]
         kept = [layer for n in samples if (layer := layers[n]) is not None]
-        if kept:
-            keys, values = BatchLayer(kept).get()
-            own_key, own_value = _between(packing.text, own_key, keys), _between(packing.text, own_value, values)
-        found = dispatch_attention_fn(own_query, own_key, own_value, backend=attn.processor._attention_backend)
-        mixed.index_copy_(0, places, found.flatten(0, 1))
-    return mixed.flatten(1).unsqueeze(0)
-
-
-def _between(text: int, own: Tensor, references: Tensor) -> Tensor:
-    return torch.cat([own[:, :text], references, own[:, text:]], dim=1)
+        found = attend_beside(attend, packing.text, *BatchLayer(kept).get())(*own) if kept else attend(*own)
+        mixed[0].index_copy_(0, places, found.flatten(0, 1))
+    return mixed
 
 
 def _heads(attn: Any, projected: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from darkroom.engine.from_diffusers import Flux2KVCache, blend_double_block_mods, blend_single_block_mods
 from darkroom.engine.kv import Exact
+from darkroom.engine.lean import returns_part
 from darkroom.engine.packed import Packing
 
 Rotary = tuple[Tensor, Tensor]
@@ -184,7 +185,7 @@ def run_blocks(model: Any, stream: Stream, first: int, last: int, *, extracting:
 def finish_blocks(model: Any, stream: Stream, first: int, *, extracting: bool = False) -> Tensor:
     """All blocks from double-stream block `first` on: the picture's tokens, (samples, picture tokens, hidden)."""
     stream = run_blocks(model, stream, first, len(model.transformer_blocks), extracting=extracting)
-    text_tokens = stream.text.shape[1]
+    text_tokens, last = stream.text.shape[1], len(model.single_transformer_blocks) - 1
     joint, packing = torch.cat([stream.text, stream.image], dim=1), stream.packing
     modulation = packing.over_tokens(stream.joint_modulation) if packing else stream.joint_modulation
     kwargs = _attention_kwargs(stream, extracting)
@@ -194,13 +195,17 @@ def finish_blocks(model: Any, stream: Stream, first: int, *, extracting: bool = 
         elif stream.references is not None:
             kwargs["kv_cache"] = _of_block(stream.references.get_single(index), extracting)
             kwargs["num_txt_tokens"] = text_tokens
-        joint = block(
-            hidden_states=joint,
-            encoder_hidden_states=None,
-            temb_mod=modulation,
-            image_rotary_emb=stream.rotary,
-            joint_attention_kwargs=kwargs or None,
-        )
+        given = {
+            "hidden_states": joint,
+            "encoder_hidden_states": None,
+            "temb_mod": modulation,
+            "image_rotary_emb": stream.rotary,
+            "joint_attention_kwargs": kwargs or None,
+        }
+        if index == last and packing is None and not extracting and returns_part(block, joint):
+            pictures: Tensor = block(**given, kept=slice(text_tokens, text_tokens + stream.picture_tokens))
+            return pictures
+        joint = block(**given)
     before = stream.references.num_ref_tokens if extracting and stream.references is not None else 0
     return replace(stream, image=joint[:, text_tokens + before :]).pictures()
 
