@@ -33,11 +33,25 @@ def parts(variant: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, s
 def test_part_of_the_encoder_gives_the_embeddings_of_the_whole(variant: str, dtype: torch.dtype, prompt: str) -> None:
     """Every row, padding included."""
     trunk, tokenizer, encoder, layers = parts(variant, dtype)
-    mine = encode(trunk, tokenize(tokenizer, encoder, prompt, 96), layers)
+    (mine,) = encode(trunk, [tokenize(tokenizer, encoder, prompt, 96)], layers)
     whole, _ = pipeline(variant, dtype).encode_prompt(prompt, max_sequence_length=96)
     assert mine.embeddings.shape == (1, 96, 3 * tiny.TEXT_HIDDEN)
     assert torch.equal(mine.embeddings, whole)
     assert not mine.truncated
+
+
+@pytest.mark.parametrize("variant", ["base", "flex"])
+def test_prompts_together_are_as_each_alone(variant: str) -> None:
+    """One of them fills the length to its end, so that it is not padded like the others."""
+    trunk, tokenizer, encoder, layers = parts(variant)
+    for prompts in (PROMPTS, (PROMPTS[1], TOO_LONG)):
+        texts = [tokenize(tokenizer, encoder, prompt, 96) for prompt in prompts]
+        together = encode(trunk, texts, layers)
+        assert len(together) == len(texts)
+        for mine, text in zip(together, texts, strict=True):
+            (alone,) = encode(trunk, [text], layers)
+            assert torch.equal(mine.embeddings, alone.embeddings)
+            assert (mine.tokens, mine.truncated) == (alone.tokens, alone.truncated)
 
 
 def test_a_checkpoint_that_ends_where_we_read_keeps_its_norm() -> None:
@@ -45,7 +59,7 @@ def test_a_checkpoint_that_ends_where_we_read_keeps_its_norm() -> None:
     trunk = load_text_trunk(tiny.embedded() / "text_encoder", tiny.QWEN_LAYERS, CPU, torch.float32)
     _, tokenizer, encoder, _ = parts("base")
     layers = (9, 18, tiny.QWEN_LAYERS)
-    mine = encode(trunk, tokenize(tokenizer, encoder, PROMPTS[1], 64), layers)
+    (mine,) = encode(trunk, [tokenize(tokenizer, encoder, PROMPTS[1], 64)], layers)
     whole, _ = pipeline("base").encode_prompt(PROMPTS[1], max_sequence_length=64, text_encoder_out_layers=layers)
     assert torch.equal(mine.embeddings, whole)
 
@@ -100,7 +114,8 @@ def test_recent_prompts_are_kept_and_no_more() -> None:
     prompts = PromptEncoder(2)
 
     def ask(prompt: str, key: str = "weights") -> Any:
-        return prompts.encode(trunk, tokenizer, key, facts, 64, prompt)
+        (encoded,) = prompts.encode(trunk, tokenizer, key, facts, 64, [prompt])
+        return encoded
 
     first = ask("a")
     assert ask("a") is first
@@ -109,6 +124,7 @@ def test_recent_prompts_are_kept_and_no_more() -> None:
     assert isinstance(prompts.kept, Lru) and len(prompts.kept) == 2
     again = ask("a")
     assert again is not first and torch.equal(again.embeddings, first.embeddings)
+    assert prompts.encode(trunk, tokenizer, "weights", facts, 64, ["d", "a", "d"])[1] is again
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Any) -> None:

@@ -72,6 +72,29 @@ def test_every_hidden_state_is_that_of_the_stock_model(
         assert ours.dtype == dtype and torch.equal(ours, reference)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seen", [(1, 5), (32, 3), (33, 33), (70, 0), (79, 12)], ids=str)
+@pytest.mark.parametrize("config", [QWEN, MISTRAL], ids=["qwen3", "mistral"])
+def test_padding_that_nobody_sees_changes_nothing_but_the_work(
+    config: dict[str, Any], seen: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Texts far shorter than what they are padded to."""
+    tokens, model, facts = 80, stock(config).to(dtype), read_facts(config)
+    assert facts is not None
+    trunk = TextTrunk(facts, normed=True).to(dtype)
+    trunk.frequencies = trunk.frequencies.float()
+    trunk.load_state_dict(model.state_dict())
+    mask = torch.tensor([[1] * count + [0] * (tokens - count) for count in seen])
+    ids = torch.arange(mask.numel()).view_as(mask) * 7 % 50
+    keys: list[int] = []
+    hook = trunk.layers[1].self_attn.k_proj.register_forward_hook(lambda _m, _a, output: keys.append(output.shape[1]))
+    with torch.inference_mode():
+        mine, theirs = hidden_states(trunk, ids, mask), hidden_states(model, ids, mask)
+    hook.remove()
+    assert all(torch.equal(ours, reference) for ours, reference in zip(mine, theirs, strict=True))
+    assert max(seen) <= keys[0] <= min(tokens, max(seen) + 31)
+
+
 def test_facts_are_read_as_older_and_newer_files_put_them() -> None:
     older, newer = read_facts(QWEN), read_facts(json.loads(Qwen3Config(**QWEN).to_json_string(use_diff=False)))
     assert older == newer == TrunkFacts(50, 32, 48, 3, 4, 2, 8, 1e-5, 1e6, head_norm=True)

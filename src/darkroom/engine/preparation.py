@@ -65,9 +65,9 @@ class Preparation:
     def _encode_text(self, job: ActiveJob) -> Work | None:
         self._telling.stage(job, Stage.TEXT)
         with job.clock(Stage.TEXT):
-            job.positive = self._stock.encode_prompt(job.loaded, self._final_prompt(job))
-            if job.request.cfg_scale > 1:
-                job.negative = self._stock.encode_prompt(job.loaded, job.request.negative_prompt)
+            negative = [job.request.negative_prompt] if job.request.cfg_scale > 1 else []
+            job.positive, *negatives = self._stock.encode_prompts(job.loaded, self._final_prompt(job), *negative)
+            job.negative = negatives[0] if negatives else None
         _note_truncation(job, job.positive)
         return self._encode_references if job.job.references else None
 

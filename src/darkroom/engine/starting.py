@@ -43,8 +43,8 @@ def face_row(stock: Stock, job: ActiveJob, picture: Row, retouch: Retouch, place
     models = picture.models
     request = patch_request(picture.request, retouch.found[place][1], models.card.guidance)
     autoencoder = stock.shelf.part(models.vae)
-    positive = stock.encode_prompt(models, request.prompt).embeddings
-    negative = stock.encode_prompt(models, request.negative_prompt).embeddings if request.cfg_scale > 1 else None
+    negative = [request.negative_prompt] if request.cfg_scale > 1 else []
+    texts = [encoded.embeddings for encoded in stock.encode_prompts(models, request.prompt, *negative)]
     unit = vae.token_pixels(autoencoder)
     return Row(
         task=picture.task,
@@ -52,8 +52,8 @@ def face_row(stock: Stock, job: ActiveJob, picture: Row, retouch: Retouch, place
         seed=picture.seed,
         request=request,
         models=models,
-        conditioning=Conditioning(positive, negative),
-        run=start_patch(autoencoder, retouch, place, request.sampler, picture.seed + place, positive.dtype),
+        conditioning=Conditioning(texts[0], texts[1] if negative else None),
+        run=start_patch(autoencoder, retouch, place, request.sampler, picture.seed + place, texts[0].dtype),
         height=request.height // unit,
         width=request.width // unit,
         adapters=job.adapters,

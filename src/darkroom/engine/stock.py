@@ -57,15 +57,15 @@ class Stock:
         self.adapters = AdapterBank(ADAPTER_BYTES)
         self.extras = Extras(Path(options.faces), Path(options.safety))
 
-    def encode_prompt(self, models: CardModels, prompt: str) -> Encoded:
-        """A prompt's embeddings, for a card in use."""
+    def encode_prompts(self, models: CardModels, *prompts: str) -> list[Encoded]:
+        """The embeddings of each prompt, for a card in use."""
         return self.prompts.encode(
             self.shelf.part(models.text_encoder),
             self.shelf.tokenizer(models),
             models.text_encoder,
             models.located.text,
             models.located.text_length,
-            prompt,
+            prompts,
         )
 
     def prepare_tuning(self, models: CardModels) -> None:

@@ -6,6 +6,9 @@ positions, sliding windows) is left to transformers: read_facts() says so.
 
     x += attend(norm(x)); x += mlp(norm(x))                causal, rotary positions, fewer key heads than query heads
 
+A prompt is far shorter than the text it is padded to, and nobody sees padding: keys and values are computed for the
+tokens that are seen, and everything is done in the memory of the product before it, as in blocks.py.
+
 Sources: Qwen3 Technical Report, arXiv:2505.09388; Jiang et al. 2023, Mistral 7B, arXiv:2310.06825.
 """
 
@@ -24,6 +27,8 @@ FULL: Final = "full_attention"
 PLAIN_ROPE: Final = (None, "default")
 # torch shares key heads without copying them only in its kernels for heads up to this width.
 WIDEST_SHARED_HEAD: Final = 256
+# Sums over keys are made in vectors of at most 16: zeros left away in whole ones leave the order of the rest as it is.
+SEEN_MULTIPLE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +124,8 @@ class Layer(nn.Module):
         self.mlp = Mlp(facts)
 
     def forward(self, x: Tensor, attention: _Attention) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), attention)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        x = self.self_attn(self.input_layernorm(x), attention).add_(x)
+        return self.mlp(self.post_attention_layernorm(x)).add_(x)  # type: ignore[no-any-return]
 
 
 class SelfAttention(nn.Module):
@@ -137,8 +142,10 @@ class SelfAttention(nn.Module):
         self.head_norm = facts.head_norm
 
     def forward(self, x: Tensor, attention: _Attention) -> Tensor:
+        seen = x[:, : attention.seen]
         queries, keys, values = (
-            projection(x).unflatten(-1, (-1, self.head)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(part).unflatten(-1, (-1, self.head))
+            for projection, part in ((self.q_proj, x), (self.k_proj, seen), (self.v_proj, seen))
         )
         if self.head_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
@@ -154,7 +161,8 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(facts.mlp, facts.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        hidden = F.silu(self.gate_proj(x), inplace=True).mul_(self.up_proj(x))
+        return self.down_proj(hidden)  # type: ignore[no-any-return]
 
 
 class RMSNorm(nn.Module):
@@ -168,11 +176,14 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        return self.weight * (wide * scale).to(x.dtype)
+        return (wide * scale).to(x.dtype).mul_(self.weight)
 
 
 class _Attention:
-    """What the layers of one forward pass share: the rotation of every position and who sees whom."""
+    """What the layers of one forward pass share: the rotation of every position and who sees whom.
+
+    seen: how many of the first tokens have keys and values; nobody sees the others.
+    """
 
     def __init__(self, embeddings: Tensor, seen: Tensor, frequencies: Tensor, *, shared: bool) -> None:
         """seen: (samples, tokens), False for padding. shared: key heads may be shared without copies."""
@@ -181,14 +192,17 @@ class _Attention:
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         self.cos, self.sin = angles.cos().to(dtype), angles.sin().to(dtype)
         self.mask: Tensor | None = None
+        self.seen = tokens
         if not seen.all():
-            causal = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-            self.mask = causal & seen[:, None, None, :]
+            self.seen = _padded_end(seen)
+            causal = torch.ones(tokens, self.seen, dtype=torch.bool, device=device).tril()
+            hidden = ~(causal & seen[:, None, None, : self.seen])
+            self.mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
         # With a mask, torch shares key heads only in its slowest kernel; on a Mac that is the only one.
         self.shared = (shared and self.mask is None) or device.type == "mps"
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Each (samples, heads, tokens, head)."""
+        """Each (samples, heads, tokens, head); keys and values of the tokens that are seen."""
         queries, keys = self._rotate(queries), self._rotate(keys)
         groups = queries.shape[1] // keys.shape[1]
         if groups > 1 and not self.shared:
@@ -199,8 +213,19 @@ class _Attention:
         )
 
     def _rotate(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        """x * cos + (-second half, first half) * sin, without the second operand."""
+        cos, sin, half = self.cos[:, :, : x.shape[2]], self.sin[:, :, : x.shape[2]], x.shape[-1] // 2
+        turned = x * cos
+        turned[..., :half].sub_(x[..., half:] * sin[..., :half])
+        turned[..., half:].add_(x[..., :half] * sin[..., half:])
+        return turned
+
+
+def _padded_end(seen: Tensor) -> int:
+    """How many tokens there are up to the last one that is seen in any sample, in whole vectors of SEEN_MULTIPLE."""
+    columns = seen.any(dim=0).nonzero()
+    end = int(columns[-1]) + 1 if len(columns) else seen.shape[1]
+    return min(seen.shape[1], -(-end // SEEN_MULTIPLE) * SEEN_MULTIPLE)
 
 
 def _frequencies(facts: TrunkFacts) -> Tensor:
