@@ -48,6 +48,7 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_flux2 import (
     Flux2Attention,
     Flux2KVAttnProcessor,
@@ -80,6 +81,7 @@ __all__ = [
     "Flux2SingleTransformerBlock",
     "Flux2Transformer2DModel",
     "Flux2TransformerBlock",
+    "ResnetBlock2D",
     "apply_rotary_emb",
     "attention_dispatch",
     "blend_double_block_mods",

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from darkroom.engine import lean_vae
 from darkroom.engine.from_diffusers import (
     AutoencoderKLFlux2,
     Flux2KVAttnProcessor,
@@ -70,6 +71,7 @@ def load_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         vae = AutoencoderKLFlux2.from_config(_json(folder / "config.json"))
     _fill(vae, dict(_tensors(folder, device)), device, dtype, what=f"The autoencoder ({_label(folder)})")
+    lean_vae.make_lean(vae)
     return vae
 
 
