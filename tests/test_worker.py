@@ -252,9 +252,7 @@ async def test_a_picture_that_comes_after_the_cancel_is_not_kept(made: Fixture) 
         await made.media.get(media_id_of(await made.store.get(task_id), 0))
 
 
-async def test_the_engine_goes_on_while_a_picture_is_encoded(
-    works: Fixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_engine_goes_on_while_a_picture_is_encoded(works: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     held, go_on = threading.Event(), threading.Event()
 
     def slow(pixels: Pixels, output: Output, metadata: dict[str, Any]) -> Any:

@@ -40,7 +40,10 @@ class Catalog(Value, frozen=True, kw_only=True):
 
 @cache
 def load_catalog(folder: Path = HERE / "cards") -> Catalog:
-    """Every card of a folder, read once by a process. Raises ConfigurationError naming file and field, or the name two cards share."""
+    """Every card of a folder, read once by a process.
+
+    Raises ConfigurationError naming file and field, or the name that two cards share.
+    """
     cards = sorted((load_card(path) for path in folder.glob("*.toml")), key=lambda card: card.id)
     owners: dict[str, Card] = {}
     for card in cards:
