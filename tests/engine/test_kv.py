@@ -13,7 +13,7 @@ from darkroom.engine.kv_bank import KVBank
 from darkroom.engine.references import ReferenceEncoder, References
 from darkroom.engine.row import Row
 from darkroom.types import EngineEvent
-from tests.engine.conftest import image, job, make_engine, picture, pictures, pipeline, run, to_pixels
+from tests.engine.conftest import FreeCompany, image, job, make_engine, picture, pictures, pipeline, run, to_pixels
 from tests.engine.test_references import LIMITS
 
 ONE, TWO = image(64, 64, seed=1), image(96, 64, seed=2)
@@ -143,7 +143,7 @@ def test_rows_with_different_references_of_one_size_share_a_step() -> None:
     """A cache keyed without the batch's composition crashes here, or shows one request the other's picture."""
     jobs = [job("kv", name, references=[image(64, 64, seed=n)], seed=1) for n, name in enumerate("ab")]
     alone = {each.id: picture(run(make_engine(), each)).pixels for each in jobs}
-    engine = make_engine()
+    engine = make_engine(FreeCompany())
     together = pictures(run(engine, *jobs))
     assert {task: made.pixels for (task, _), made in together.items()} == alone
     assert alone["a"] != alone["b"]

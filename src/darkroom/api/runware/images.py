@@ -79,7 +79,11 @@ async def refuse_used(services: Services, owner: str, task_uuid: str) -> None:
         await services.store.find(owner, DIALECT, task_uuid.lower())
     except NotFound:
         return
-    raise Conflict(f"taskUUID {task_uuid} was used before; ask getResponse for its results.", parameter="taskUUID")
+    raise used(task_uuid)
+
+
+def used(task_uuid: str) -> Conflict:
+    return Conflict(f"taskUUID {task_uuid} was used before; ask getResponse for its results.", parameter="taskUUID")
 
 
 async def accept(call: Call, task: WireTask, parsed: Parsed) -> Task:
@@ -118,8 +122,8 @@ async def submit(call: Call, task: WireTask, parsed: Parsed, references: list[Me
     )
     try:
         return await call.services.store.submit(new)
-    except Conflict as error:  # the same UUID came twice at once
-        raise Conflict(error.message, parameter="taskUUID") from None
+    except Conflict:
+        raise used(options.task_uuid) from None
 
 
 def references_field(task: WireTask) -> str:
