@@ -14,7 +14,7 @@ What is given is never written to. For a GPU these are the wrong functions: ther
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ Rotary = tuple[Tensor, Tensor]
 # The attention kernel of a CPU takes queries in blocks of 32, 64 or 256 and sums in another order for what is left over
 # when that is only 1 to 3 of them. Here nothing is computed apart that could be left over in fewer than 16.
 BLOCK, LEFT_OVER = 32, 16
+SHARED_FROM = 32768  # numbers: torch gives no thread fewer than that
+
+Spans = Sequence[slice]
+"""Where the samples stand in a line of tokens of several; none where each has a row of its own."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Query, key, value to what the queries' tokens attend to; each (samples, tokens, heads, channels)."""
@@ -40,10 +44,13 @@ def double_block(
     text_modulation: Tensor,
     rotary: Rotary,
     attend: Attend,
+    *,
+    spans: tuple[Spans, Spans] = ((), ()),
 ) -> tuple[Tensor, Tensor]:
     """A double-stream block. image, text: (samples, tokens, hidden).
 
-    Modulations: (samples, 6 * hidden), or (1, tokens, 6 * hidden). rotary: of all tokens, text first.
+    Modulations: (samples, 6 * hidden), or (1, tokens, 6 * hidden). rotary: of all tokens, text first. spans: of the
+    samples in the text and in the image.
     """
     attn, texts, turns = block.attn, text.shape[1], _turns(rotary)
     (shift, scale, text_gate), text_feeding = _modulations(text_modulation, 2)
@@ -60,12 +67,19 @@ def double_block(
     mixed = attend(_rotated(query, turns), _rotated(key, turns), value).flatten(2)
     text = _added(text, text_gate, attn.to_add_out(mixed[:, :texts]))
     image = _added(image, image_gate, attn.to_out[0](mixed[:, texts:]))
-    text = _fed(block.ff_context, block.norm2_context, text, *text_feeding)
-    return _fed(block.ff, block.norm2, image, *image_feeding), text
+    text = _fed(block.ff_context, block.norm2_context, text, *text_feeding, spans[0])
+    return _fed(block.ff, block.norm2, image, *image_feeding, spans[1]), text
 
 
 def single_block(
-    block: Any, tokens: Tensor, modulation: Tensor, rotary: Rotary, attend: Attend, kept: slice | None = None
+    block: Any,
+    tokens: Tensor,
+    modulation: Tensor,
+    rotary: Rotary,
+    attend: Attend,
+    kept: slice | None = None,
+    *,
+    spans: Spans = (),
 ) -> Tensor:
     """A single-stream block. tokens: (samples, tokens, hidden). modulation: (samples, 3 * hidden), or one a token.
 
@@ -78,13 +92,14 @@ def single_block(
         query, key, value, hidden = _part_projected(attn, own, kept)
         query, key = _rotated(_normed(attn.norm_q, query), turns[kept]), _rotated(_normed(attn.norm_k, key), turns)
         mixed = attend(query, key, value).flatten(2)
-        return _added(tokens[:, kept], gate, attn.to_out(torch.cat([mixed, _swiglu(hidden)], dim=-1)))
+        hidden = _swiglu_among(hidden, kept, tokens.shape[1])
+        return _added(tokens[:, kept], gate, attn.to_out(torch.cat([mixed, hidden], dim=-1)))
     projected = attn.to_qkv_mlp_proj(own)
     inner, mlp = attn.inner_dim, attn.mlp_hidden_dim
     query, key, value = (_heads(attn, part) for part in projected[..., : 3 * inner].chunk(3, dim=-1))
     query, key = _rotated(_normed(attn.norm_q, query), turns), _rotated(_normed(attn.norm_k, key), turns)
     mixed = attend(query, key, value).flatten(2)
-    _swiglu(projected[..., 3 * inner :])
+    _swiglu(projected[..., 3 * inner :], spans)
     # Where the values stood: beside the gated half, so that both are one operand without being copied together.
     projected[..., 2 * inner : 3 * inner] = mixed
     tokens = _added(tokens, gate, attn.to_out(projected[..., 2 * inner : 3 * inner + mlp]))
@@ -164,15 +179,31 @@ def _added(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
     return change.mul_(gate).add_(x)
 
 
-def _fed(feed_forward: Any, norm: Any, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-    hidden = _swiglu(feed_forward.linear_in(_modulated(norm(x), shift, scale)))
+def _fed(feed_forward: Any, norm: Any, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, spans: Spans) -> Tensor:
+    hidden = _swiglu(feed_forward.linear_in(_modulated(norm(x), shift, scale)), spans)
     return _added(x, gate, feed_forward.linear_out(hidden))
 
 
-def _swiglu(x: Tensor) -> Tensor:
-    """In the memory of the first half."""
+def _swiglu(x: Tensor, spans: Spans = ()) -> Tensor:
+    """In the memory of the first half.
+
+    Threads share a large tensor out in equal parts, and at the ends of a part exponentials are computed one by one, by
+    another function than the many in the middle. So every sample is gated on its own: its parts are as they are alone.
+    """
     gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate, inplace=True).mul_(value)
+    samples = [gate[:, span] for span in spans] or [gate[n : n + 1] for n in range(len(gate))]
+    for sample in samples if torch.get_num_threads() > 1 else [gate]:
+        F.silu(sample, inplace=True)
+    return gate.mul_(value)
+
+
+def _swiglu_among(x: Tensor, kept: slice, tokens: int) -> Tensor:
+    """The same for the tokens that are kept out of so many, in the parts in which threads would share all of them."""
+    if torch.get_num_threads() == 1:
+        return _swiglu(x)
+    among = x.new_zeros(x.shape[0], tokens, x.shape[2])
+    among[:, kept] = x
+    return _swiglu(among)[:, kept]
 
 
 def _heads(attn: Any, projected: Tensor) -> Tensor:
@@ -195,5 +226,22 @@ def _turns(rotary: Rotary) -> Tensor:
 def _rotated(x: Tensor, turns: Tensor) -> Tensor:
     """x turned, in its memory where that is float32. x: (samples, tokens, heads, channels)."""
     wide = x.float()
-    torch.view_as_complex(wide.view(*wide.shape[:-1], wide.shape[-1] // 2, 2)).mul_(turns[:, None])
+    pairs = torch.view_as_complex(wide.view(*wide.shape[:-1], wide.shape[-1] // 2, 2))
+    if torch.get_num_threads() == 1:
+        pairs.mul_(turns[:, None])
+        return wide.to(x.dtype)
+    cut = _between_tokens(pairs.shape[1], pairs.shape[2] * pairs.shape[3])
+    for sample in pairs:
+        for part in (slice(cut), *(slice(token, token + 1) for token in range(cut, len(sample)))):
+            sample[part].mul_(turns[part, None])
     return wide.to(x.dtype)
+
+
+def _between_tokens(tokens: int, width: int) -> int:
+    """The most tokens of this width that threads share out without cutting one.
+
+    At a cut complex numbers are multiplied one by one, and round otherwise than the many in the middle.
+    """
+    while tokens % min(torch.get_num_threads(), max(1, -(-tokens * width // SHARED_FROM))):
+        tokens -= 1
+    return tokens

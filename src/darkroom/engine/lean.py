@@ -23,7 +23,7 @@ from darkroom.engine.from_diffusers import (
     Flux2SingleTransformerBlock,
     Flux2TransformerBlock,
 )
-from darkroom.engine.packed import Packing, attend_within, joint_attention, parallel_attention
+from darkroom.engine.packed import Line, attend_within, joint_attention, parallel_attention
 
 TORCHS_ATTENTION: Final = (None, "native")
 
@@ -43,9 +43,17 @@ class LeanDoubleBlock(Flux2TransformerBlock):  # type: ignore[misc]  # diffusers
         if not _is_ours(self, hidden_states):
             given = (hidden_states, encoder_hidden_states, temb_mod_img, temb_mod_txt)
             return super().forward(*given, image_rotary_emb, joint_attention_kwargs)  # type: ignore[no-any-return]
-        attend = _attention(encoder_hidden_states.shape[1], **(joint_attention_kwargs or {}))
+        kwargs = joint_attention_kwargs or {}
+        attend = _attention(encoder_hidden_states.shape[1], **kwargs)
         image, text = double_block(
-            self, hidden_states, encoder_hidden_states, temb_mod_img, temb_mod_txt, image_rotary_emb, attend
+            self,
+            hidden_states,
+            encoder_hidden_states,
+            temb_mod_img,
+            temb_mod_txt,
+            image_rotary_emb,
+            attend,
+            spans=kwargs["line"].spans if "line" in kwargs else ((), ()),
         )
         return text, image
 
@@ -71,13 +79,14 @@ class LeanSingleBlock(Flux2SingleTransformerBlock):  # type: ignore[misc]
             return tokens if kept is None else tokens[:, kept]
         kwargs = dict(joint_attention_kwargs or {})
         attend = _attention(kwargs.pop("num_txt_tokens", 0), **kwargs)
-        return single_block(self, hidden_states, temb_mod, image_rotary_emb, attend, kept)
+        (spans,) = kwargs["line"].spans if "line" in kwargs else ((),)
+        return single_block(self, hidden_states, temb_mod, image_rotary_emb, attend, kept, spans=spans)
 
 
 class LeanAttention(Flux2Attention):  # type: ignore[misc]
     """Of a double-stream block. Arguments that the processor does not take are an error, not a warning.
 
-    packing: of samples of different lengths (packed.py).
+    line: of samples of different lengths (packed.py).
     """
 
     def forward(
@@ -86,11 +95,11 @@ class LeanAttention(Flux2Attention):  # type: ignore[misc]
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
-        packing: Packing | None = None,
+        line: Line | None = None,
         **arguments: Any,
     ) -> Any:
-        if packing is not None and encoder_hidden_states is not None:
-            return joint_attention(self, hidden_states, encoder_hidden_states, image_rotary_emb, packing, **arguments)
+        if line is not None and encoder_hidden_states is not None:
+            return joint_attention(self, hidden_states, encoder_hidden_states, image_rotary_emb, line)
         return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb, **arguments)
 
 
@@ -102,11 +111,11 @@ class LeanParallelSelfAttention(Flux2ParallelSelfAttention):  # type: ignore[mis
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
-        packing: Packing | None = None,
+        line: Line | None = None,
         **arguments: Any,
     ) -> Any:
-        if packing is not None:
-            return parallel_attention(self, hidden_states, image_rotary_emb, packing, **arguments)
+        if line is not None:
+            return parallel_attention(self, hidden_states, image_rotary_emb, line)
         return self.processor(self, hidden_states, attention_mask, image_rotary_emb, **arguments)
 
 
@@ -142,12 +151,11 @@ def _attention(
     kv_cache: Any = None,
     kv_cache_mode: str | None = None,
     num_ref_tokens: int = 0,
-    packing: Packing | None = None,
-    layers: Any = None,
+    line: Line | None = None,
 ) -> Attend:
     """What the arguments of the stock attention ask for. text: tokens that stand before all others."""
-    if packing is not None:
-        return partial(attend_within, packing, layers, attend_all)
+    if line is not None:
+        return partial(attend_within, line, attend_all)
     if kv_cache is None:
         return attend_all
     if kv_cache_mode == "extract":

@@ -88,7 +88,7 @@ class Stream:
             self,
             image=whole.images_of(self.image, samples) if whole else take(self.image, samples),
             text=whole.texts_of(self.text, samples) if whole else take(self.text, samples),
-            rotary=packing.rotary if packing else self.rotary,
+            rotary=packing.double_rotary if packing else self.rotary,
             packing=packing,
             time=take(self.time, samples),
             image_modulation=take(self.image_modulation, samples),
@@ -167,7 +167,7 @@ def run_blocks(model: Any, stream: Stream, first: int, last: int, *, extracting:
     kwargs = _attention_kwargs(stream, extracting)
     for index in range(first, last):
         if packing is not None:
-            kwargs["layers"] = packing.double(index)
+            kwargs["line"] = packing.double(index)
         elif stream.references is not None:
             kwargs["kv_cache"] = _of_block(stream.references.get_double(index), extracting)
         text, image = model.transformer_blocks[index](
@@ -186,12 +186,13 @@ def finish_blocks(model: Any, stream: Stream, first: int, *, extracting: bool = 
     """All blocks from double-stream block `first` on: the picture's tokens, (samples, picture tokens, hidden)."""
     stream = run_blocks(model, stream, first, len(model.transformer_blocks), extracting=extracting)
     text_tokens, last = stream.text.shape[1], len(model.single_transformer_blocks) - 1
-    joint, packing = torch.cat([stream.text, stream.image], dim=1), stream.packing
-    modulation = packing.over_tokens(stream.joint_modulation) if packing else stream.joint_modulation
+    packing = stream.packing
+    joint = packing.joined(stream.text, stream.image) if packing else torch.cat([stream.text, stream.image], dim=1)
+    modulation = packing.over_joined(stream.joint_modulation) if packing else stream.joint_modulation
     kwargs = _attention_kwargs(stream, extracting)
     for index, block in enumerate(model.single_transformer_blocks):
         if packing is not None:
-            kwargs["layers"] = packing.single(index)
+            kwargs["line"] = packing.single(index)
         elif stream.references is not None:
             kwargs["kv_cache"] = _of_block(stream.references.get_single(index), extracting)
             kwargs["num_txt_tokens"] = text_tokens
@@ -199,7 +200,7 @@ def finish_blocks(model: Any, stream: Stream, first: int, *, extracting: bool = 
             "hidden_states": joint,
             "encoder_hidden_states": None,
             "temb_mod": modulation,
-            "image_rotary_emb": stream.rotary,
+            "image_rotary_emb": packing.single_rotary if packing else stream.rotary,
             "joint_attention_kwargs": kwargs or None,
         }
         if index == last and packing is None and not extracting and returns_part(block, joint):
@@ -207,7 +208,8 @@ def finish_blocks(model: Any, stream: Stream, first: int, *, extracting: bool = 
             return pictures
         joint = block(**given)
     before = stream.references.num_ref_tokens if extracting and stream.references is not None else 0
-    return replace(stream, image=joint[:, text_tokens + before :]).pictures()
+    image = packing.images_in(joint) if packing else joint[:, text_tokens + before :]
+    return replace(stream, image=image).pictures()
 
 
 @torch.no_grad()
@@ -256,7 +258,7 @@ def _take_references(cache: Flux2KVCache, samples: Sequence[int]) -> Flux2KVCach
 
 def _rotary(model: Any, inputs: ModelInputs) -> Rotary:
     if inputs.packing is not None:
-        return inputs.packing.rotary
+        return inputs.packing.double_rotary
     if inputs.rotary is not None:
         return inputs.rotary
     assert inputs.image_ids is not None and inputs.text_ids is not None, "either ids or a table of them"
@@ -264,9 +266,7 @@ def _rotary(model: Any, inputs: ModelInputs) -> Rotary:
 
 
 def _attention_kwargs(stream: Stream, extracting: bool) -> dict[str, Any]:
-    if stream.packing is not None:
-        return {"packing": stream.packing}
-    if stream.references is None:
+    if stream.packing is not None or stream.references is None:
         return {}
     mode = "extract" if extracting else "cached"
     return {"kv_cache_mode": mode, "num_ref_tokens": stream.references.num_ref_tokens}
