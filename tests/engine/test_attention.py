@@ -118,3 +118,13 @@ def test_an_engine_runs_with_the_one_it_was_told_to() -> None:
     (network,) = (part for key, part, _ in told._shelf._parts if "transformer" in key.kind)
     blocks = (*network.module.transformer_blocks, *network.module.single_transformer_blocks)
     assert {block.attn.processor._attention_backend for block in blocks} == {MATH}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_choosing_on_a_cuda_device() -> None:
+    made = AttentionChooser(torch.device("cuda:0"), torch.bfloat16)
+    shape = AttentionShape(1, 1536, 2560, 24, 128)
+    taken = made.measure(shape)
+    assert "native" in taken and made.knows(shape)
+    assert made.backend(shape).value == min(taken, key=lambda name: taken[name])

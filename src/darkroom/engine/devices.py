@@ -36,6 +36,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def make_current(device: torch.device) -> None:
+    """Let this thread's streams, events and graphs be this device's where nothing else is said."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """fp32, bf16, or auto: bf16 on a GPU; fp32 on a CPU, where a picture then never depends on its batch."""
     if name == "auto":

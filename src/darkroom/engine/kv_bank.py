@@ -150,20 +150,21 @@ class Copies:
 class Arriving:
     """A layer on its way to the device: whoever reads it waits, on the device, for this layer and no other."""
 
-    def __init__(self, layer: Layer, arrived: torch.cuda.Event) -> None:
+    def __init__(self, layer: Layer, arrived: torch.cuda.Event, device: torch.device) -> None:
         self._layer = layer
         self._arrived = arrived
+        self._device = device
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return self._layer.tensors
 
     def get(self) -> tuple[Tensor, Tensor]:
-        self._arrived.wait()
+        self._arrived.wait(torch.cuda.current_stream(self._device))
         return self._layer.get()
 
     def moved(self, move: Move) -> Layer:
-        self._arrived.wait()
+        self._arrived.wait(torch.cuda.current_stream(self._device))
         return self._layer.moved(move)
 
 
@@ -171,4 +172,4 @@ def _arriving(there: Layer, here: Layer, stream: torch.cuda.Stream) -> Arriving:
     for source, target in zip(there.tensors, here.tensors, strict=True):
         target.copy_(source, non_blocking=True)
         target.record_stream(stream)
-    return Arriving(here, stream.record_event())
+    return Arriving(here, stream.record_event(), stream.device)

@@ -191,7 +191,8 @@ class Tuning:
         known = (models.decoder, shape) in self._decoded
         if not known:
             self._wish(models, models.decoder, shape)
-        with self._running(known), tried_kernels(known):
+        compiled = any(decoder == models.decoder for decoder, _ in self._decoded)
+        with self._running(compiled), tried_kernels(known):
             yield
 
     def rehearse_next(self, shelf: Shelf) -> bool:
