@@ -118,6 +118,15 @@ async def test_a_run_that_is_left_early_is_cancelled(pool: SeatedPool) -> None:
     await eventually(empty)
 
 
+async def test_nothing_is_kept_of_runs_that_were_left(pool: SeatedPool) -> None:
+    for number in range(3):
+        async with contextlib.aclosing(pool.run(job(f"job {number}", prompt=SLOW, steps=10_000))) as events:
+            await anext(events)
+    line = pool._seats[0].line
+    await eventually(lambda: not line._left)
+    assert line.load == 0
+
+
 async def test_a_job_that_was_left_can_be_run_again_at_once(pool: SeatedPool) -> None:
     async with contextlib.aclosing(pool.run(job(prompt=SLOW))) as events:
         await anext(events)

@@ -203,8 +203,10 @@ class Line:
             self.call(Cancel(job=job_id))
 
     def _pass_on(self, event: EngineEvent) -> None:
-        if self._left[event.task]:
-            self._left[event.task] -= isinstance(event, Ended)
+        if event.task in self._left:
+            if isinstance(event, Ended):
+                self._left[event.task] -= 1
+                self._left += Counter()  # drops what is zero
         elif runner := self._runs.get(event.task):
             runner.put_nowait(event)
 
