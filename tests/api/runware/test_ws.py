@@ -309,6 +309,14 @@ async def test_a_message_that_is_too_large_closes_the_socket(tmp_path: Path) -> 
         assert closed.value.code == 1009
 
 
+async def test_many_connections_leave_one_timer_behind(server: TestServer) -> None:
+    for _ in range(5):
+        async with Socket(server.app) as socket:
+            await socket.authenticate()
+    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    assert sum("Sessions" in repr(timer) for timer in timers if not timer.cancelled()) == 1
+
+
 async def test_a_revoked_key_can_do_nothing_more_on_an_open_socket(tmp_path: Path) -> None:
     keys = SomeKeys({"dk_anna": "anna"})
     async with serving(tmp_path, keys=keys) as server, Socket(server.app) as socket:

@@ -182,6 +182,7 @@ class Sessions:
         self.board = board
         self.metrics = metrics
         self.known: dict[str, Session] = {}
+        self._timer: asyncio.TimerHandle | None = None  # one for all sessions, however many come and go
 
     async def serve(self, socket: WebSocket) -> None:
         """One connection, from its handshake to its end."""
@@ -268,9 +269,11 @@ class Sessions:
         return session
 
     def _forget_later(self) -> None:
-        asyncio.get_running_loop().call_later(KEPT_SECONDS + 1, self._forget)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(KEPT_SECONDS + 1, self._forget)
 
     def _forget(self) -> None:
+        self._timer = None
         for session in [session for session in self.known.values() if session.forgettable]:
             del self.known[session.id]
         if any(session.connection is None for session in self.known.values()):
