@@ -33,7 +33,6 @@ class Doubled(nn.Module):
 def test_code_is_compiled_in_its_time_and_used_in_requests() -> None:
     counting = Counting()
     compiler, module = Compiler(backend=counting), Doubled()
-    compiler.take(module)
 
     def runs(tokens: int) -> int:
         before = counting.runs
@@ -44,7 +43,7 @@ def test_code_is_compiled_in_its_time_and_used_in_requests() -> None:
     with compiler.running():
         assert runs(4) == 0
     assert counting.compiled == 0
-    with compiler.compiling():
+    with compiler.compiling(module):
         assert runs(3) == 1, "as many tokens as channels: two lengths that are equal by chance stay two"
     with compiler.running():
         assert runs(5) == 1 and runs(300) == 1

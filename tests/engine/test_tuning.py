@@ -120,7 +120,7 @@ def test_passes_of_several_references_and_step_caches_compile_nothing(rehearsed:
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, backend: Counting) -> None:
-    def broken(_: Compiler) -> NoReturn:
+    def broken(_: Compiler, *__: object) -> NoReturn:
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(Compiler, "compiling", broken)

@@ -1,7 +1,6 @@
 """torch.compile for what repeats: the network's blocks and the decoder, compiled ahead of requests, never inside one.
 
-    compiler.take(transformer)                    # after loading: marks the blocks, compiles nothing
-    with compiler.compiling(): …one pass…         # in idle time: compiles what the pass needs
+    with compiler.compiling(*blocks): …one pass…  # in idle time: compiles what the pass needs of these modules
     with compiler.running(): …one pass…           # in requests: what is compiled runs so, the rest as it is
 
 All blocks of a kind share one compiled function, made for any number of tokens. What else a pass differs in (one
@@ -10,7 +9,7 @@ was never rehearsed runs uncompiled until idle time has compiled it. The results
 same machine takes seconds. Adapters act through hooks, which compiled code would not see: their passes run uncompiled,
 as does everything outside of these two.
 
-torch's compiler is imported when the first network is taken: that takes seconds, and a CPU does without.
+torch's compiler is imported when something is compiled first: that takes seconds, and most uses do without.
 """
 
 from __future__ import annotations
@@ -30,27 +29,21 @@ MOST_VARIANTS: Final = 64  # of one kind of block, before torch's compiler would
 class Compiler:
     """folder: where compiled code is kept between runs; None for a temporary one. backend: of torch.compile."""
 
-    def __init__(self, folder: Path | None = None, backend: str = "inductor") -> None:
+    def __init__(self, folder: Path | None = None, backend: Any = "inductor") -> None:
         self._folder = folder
         self._backend = backend
-        self._taken = False
-
-    def take(self, *modules: nn.Module) -> None:
-        """Mark modules to be compiled when compiling() first runs them."""
-        if not self._taken:
-            self._set_up()
-        for module in modules:
-            module.compile(dynamic=True, backend=self._backend)
-
-    def take_blocks(self, transformer: Any) -> None:
-        """Mark a network's blocks."""
-        self.take(*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+        self._is_set_up = False
 
     @contextmanager
-    def compiling(self) -> Iterator[None]:
-        """What runs in here is compiled if it is marked and was not before."""
+    def compiling(self, *modules: nn.Module) -> Iterator[None]:
+        """What runs of these modules in here is compiled, unless it was before."""
+        if not self._is_set_up:
+            self._set_up()
         from torch.fx.experimental import _config as shapes
 
+        for module in modules:
+            if module._compiled_call_impl is None:
+                module.compile(dynamic=True, backend=self._backend)
         # Else two lengths that happen to be equal now are taken for one, and the code only fits passes where they are.
         patched = shapes.patch(use_duck_shape=False)  # type: ignore[attr-defined]  # added to the module as it is imported
         with patched, torch.compiler.set_stance("default"):
@@ -70,4 +63,4 @@ class Compiler:
 
         config.recompile_limit = MOST_VARIANTS
         torch.compiler.set_stance("force_eager")
-        self._taken = True
+        self._is_set_up = True

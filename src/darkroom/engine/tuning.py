@@ -131,15 +131,10 @@ class Tuning:
 
     def loaded(self, key: PartKey, module: Any) -> None:
         """A part was loaded: prepare it, without running it."""
-        network = key.kind in (Kind.TRANSFORMER, Kind.KV_TRANSFORMER)
         if key.kind is Kind.VAE and self.device.type == "cuda":
             module.decoder.to(memory_format=torch.channels_last)  # what its convolutions are fastest in
-        if network:
+        elif key.kind in (Kind.TRANSFORMER, Kind.KV_TRANSFORMER):
             set_backend(module, self._chooser.candidates[0])
-        if self._compiler and network:
-            self._compiler.take_blocks(module)
-        elif self._compiler and key.kind is Kind.VAE:
-            self._compiler.take(module.decoder)
 
     def unloaded(self, key: PartKey) -> None:
         """A part is gone, and what was recorded of it must go too."""
@@ -236,7 +231,7 @@ class Tuning:
         variant = self._choose(key, transformer, shape)
         inputs = random_inputs(transformer, shape)
         if self._compiler:
-            with self._compiler.compiling():
+            with self._compiler.compiling(*transformer.transformer_blocks, *transformer.single_transformer_blocks):
                 forward(transformer, inputs)
             self._compiled.add(variant)
         if self._recordable(shape) and (key, shape) not in self._recorded:
@@ -246,7 +241,7 @@ class Tuning:
         device, dtype = placement(vae)
         channels = vae.config.latent_channels * autoencoder.PATCH**2
         latents = torch.randn(1, shape.height * shape.width, channels, device=device, dtype=dtype)
-        compiling = self._compiler.compiling() if self._compiler else nullcontext()
+        compiling = self._compiler.compiling(vae.decoder) if self._compiler else nullcontext()
         with compiling, tried_kernels(True):
             autoencoder.decode(vae, latents, shape.height, shape.width)
         self._decoded.add((key, shape))
