@@ -144,10 +144,10 @@ async def test_cancel_between_two_steps(server: TestServer) -> None:
 async def test_a_sync_request_ends_when_its_task_is_cancelled(server: TestServer) -> None:
     sent = task(positivePrompt="[slow 100] boats", steps=50, deliveryMethod="sync")
     asking = asyncio.create_task(server.post(sent))
-    await asyncio.sleep(0.4)
     async with server.client() as client:
-        await client.post(f"/v1/tasks/{sent['taskUUID']}/cancel")
-    response = await asyncio.wait_for(asking, 5)
+        while (await client.post(f"/v1/tasks/{sent['taskUUID']}/cancel")).status_code == 404:  # not accepted yet
+            await asyncio.sleep(0.02)
+    response = await asyncio.wait_for(asking, 20)
     assert response.status_code == 400
     assert response.json()["errors"][0]["code"] == "taskCancelled"
 
