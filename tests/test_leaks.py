@@ -87,8 +87,8 @@ async def kept(server: Server) -> dict[str, int]:
     found: dict[str, int] = {}
     for each in there:
         kind = type(each)
-        if issubclass(type(each), CONTAINERS):
+        if issubclass(kind, CONTAINERS):
             found[f"entries of {kind.__name__}"] = found.get(f"entries of {kind.__name__}", 0) + len(each)
-        elif isinstance(each, WAITING) or str(kind.__module__).startswith("darkroom"):
+        elif issubclass(kind, WAITING) or str(kind.__module__).startswith("darkroom"):
             found[kind.__qualname__] = found.get(kind.__qualname__, 0) + 1
     return found

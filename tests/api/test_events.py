@@ -14,6 +14,7 @@ from PIL import Image
 
 from darkroom.api.events import follow as follow_task
 from tests.api.servers import TestServer, serving
+from tests.eventually import eventually
 
 Event = tuple[str, str, dict[str, Any]]  # name, id, data
 
@@ -145,8 +146,11 @@ async def test_a_sync_request_ends_when_its_task_is_cancelled(server: TestServer
     sent = task(positivePrompt="[slow 100] boats", steps=50, deliveryMethod="sync")
     asking = asyncio.create_task(server.post(sent))
     async with server.client() as client:
-        while (await client.post(f"/v1/tasks/{sent['taskUUID']}/cancel")).status_code == 404:  # not accepted yet
-            await asyncio.sleep(0.02)
+
+        async def cancelled() -> bool:  # 404 until the request is accepted
+            return (await client.post(f"/v1/tasks/{sent['taskUUID']}/cancel")).status_code != 404
+
+        await eventually(cancelled, 20)
     response = await asyncio.wait_for(asking, 20)
     assert response.status_code == 400
     assert response.json()["errors"][0]["code"] == "taskCancelled"
