@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import base64
 import io
+import multiprocessing
 import re
 import socket
 import statistics
@@ -42,7 +43,7 @@ from PIL import Image
 from benchmarks.common import header, result, table
 from darkroom.config import EngineKind, Settings
 from darkroom.engine.fake import FakeEngine
-from darkroom.engine.frames import Told, messages, receive, send
+from darkroom.engine.frames import Report, Told, commands, messages, pair, receive, send
 from darkroom.pool import LocalPool
 from darkroom.types import EngineEvent, ImageRequest, Job, Picture, Pixels, Record
 from darkroom.wiring import Server, WebServer, bind, configure_logging
@@ -136,18 +137,27 @@ def beyond_the_drawing(http: httpx.Client, url: str, side: int, kind: str) -> fl
 
 
 def between_processes(side: int) -> float:
-    """Milliseconds one finished picture takes from the engine's process to the server's, through a socket pair."""
-    ours, theirs = socket.socketpair()
-    pixels = Pixels(width=side, height=side, data=bytes(side * side * 3))
-    frame = Told(events=(Picture(task="t", result=0, seed=0, pixels=pixels, record=Record()),))
+    """Milliseconds one finished picture takes from the engine's process to the server's, through their socket pair.
+
+    The processes share one monotonic clock; the child sends when it is asked, and says when it began.
+    """
+    ours, theirs = pair()
+    child = multiprocessing.get_context("fork").Process(target=send_one, args=(theirs, side))
     with ours, theirs:
-        began = time.perf_counter()
-        sender = threading.Thread(target=send, args=(theirs, frame))
-        sender.start()
-        receive(ours, messages)
-        took = time.perf_counter() - began
-        sender.join()
-    return took * 1000
+        child.start()
+        send(ours, Report(number=0))
+        told = receive(ours, messages)
+        now = time.perf_counter()
+        child.join()
+    assert isinstance(told, Told)
+    return (now - float(told.events[0].task)) * 1000
+
+
+def send_one(sock: socket.socket, side: int) -> None:
+    pixels = Pixels(width=side, height=side, data=bytes(side * side * 3))
+    receive(sock, commands)
+    began = str(time.perf_counter())
+    send(sock, Told(events=(Picture(task=began, result=0, seed=0, pixels=pixels, record=Record()),)))
 
 
 def engine_ms(http: httpx.Client, url: str) -> float:

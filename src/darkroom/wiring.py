@@ -224,12 +224,16 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigurationError when the address cannot be had."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         raise ConfigurationError(
             f"The server cannot listen on {host} port {port}: {error.strerror}. Choose another with --host and --port.",
             parameter="port",
         ) from None
+    # Inherited by every connection. asyncio sets it only on sockets that name their protocol, which these do not: a
+    # small body behind its headers would wait for the client's delayed acknowledgement, 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def log_start(server: Server, listener: socket.socket) -> None:

@@ -32,7 +32,7 @@ from darkroom.media.metadata import file_metadata
 from darkroom.media.store import MediaStore
 from darkroom.pool import EnginePool
 from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status, is_final
-from darkroom.tasks.store import TaskStore
+from darkroom.tasks.store import LastResult, TaskStore
 from darkroom.tasks.task import Claim, Fault, Owed, Result, Task
 from darkroom.types import (
     AdapterFile,
@@ -165,7 +165,7 @@ class Worker:
 
 
 class Assignment:
-    """One claimed task, from claim to end. results: what is stored, by index."""
+    """One claimed task, from claim to end. results: what was made, by index; stored: what of it is written down."""
 
     def __init__(self, worker: Worker, claim: Claim) -> None:
         self.worker = worker
@@ -173,6 +173,8 @@ class Assignment:
         self.task = claim.task
         self.results = {result.index: result for result in claim.task.results}
         self.made = set(self.results)  # stored, or on the way there
+        self.stored = set(self.results)
+        self.ended = False
         self.storing: list[asyncio.Task[None]] = []
         self.reference_pixels: list[int] = []
         self.queue_ms = (datetime.now(UTC) - claim.task.created_at).total_seconds() * 1000
@@ -207,7 +209,7 @@ class Assignment:
             log.exception("task %s met a bug", self.task.id)
             fault = INTERNAL
         await asyncio.gather(*self.storing)
-        if not cancelled:  # whoever cancelled it has moved the task and said so
+        if not cancelled and not self.ended:  # whoever cancelled it has moved the task and said so
             await self._finish(fault)
 
     async def _job(self) -> Job:
@@ -326,9 +328,14 @@ class Assignment:
         return Result(index=index, seed=seed, fault=fault, finished_at=datetime.now(UTC))
 
     async def _store(self, result: Result, file: Media | None = None) -> None:
+        """Write one result down; the last one together with the task's end, which spares its client a transaction."""
         self.results[result.index] = result
         owed = self._announcer.on_result(self._now(), result)
-        await self.worker.store.store_result(self.claim, result, owed, file=file)
+        if len(self.stored) == self.task.request.count - 1:  # another that is on its way would come after the end
+            await self._finish(None, LastResult(result=result, owed=tuple(owed), file=file))
+        else:
+            await self.worker.store.store_result(self.claim, result, owed, file=file)
+        self.stored.add(result.index)
         if self.worker.meter:
             self.worker.meter.result(result)
 
@@ -338,13 +345,14 @@ class Assignment:
         if is_final(task.status) and all(result.index != index for result in task.results):
             await self.worker.media.discard(placed)
 
-    async def _finish(self, fault: Fault | None) -> None:
+    async def _finish(self, fault: Fault | None, last: LastResult | None = None) -> None:
         fault = fault or next((result.fault for _, result in sorted(self.results.items()) if result.fault), None)
         status = Status.FAILED if fault else Status.SUCCEEDED
         now, price = datetime.now(UTC), self._cost()
         task = msgspec.structs.replace(self._now(), status=status, fault=fault, cost=price, finished_at=now)
         owed = self._announcer.on_end(task, status, fault)
-        task = await self.worker.store.finish(self.claim, status, fault=fault, cost=price, owed=owed, at=now)
+        task = await self.worker.store.finish(self.claim, status, fault=fault, cost=price, owed=owed, at=now, last=last)
+        self.ended = True
         if self.worker.meter:
             self.worker.meter.task(task)
 

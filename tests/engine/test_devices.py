@@ -34,12 +34,25 @@ def test_a_device_that_is_not_here_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_dtypes() -> None:
-    assert pick_dtype("auto", CPU) is torch.float32
     assert pick_dtype("auto", torch.device("cuda:0")) is torch.bfloat16
     assert pick_dtype("bf16", CPU) is torch.bfloat16
     assert dtype_name(torch.float32) == "fp32"
     with pytest.raises(ConfigurationError, match="fp16"):
         pick_dtype("fp16", CPU)
+
+
+def test_a_cpu_works_in_bf16_where_it_is_fast_and_worth_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
+    assert pick_dtype("auto", CPU) is torch.bfloat16
+    assert pick_dtype("auto", CPU, small=True) is torch.float32
+    pick_dtype("bf16", CPU)
+    assert not caplog.records
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    assert pick_dtype("auto", CPU) is torch.float32
+    assert pick_dtype("bf16", CPU) is torch.bfloat16
+    assert "no instructions for bf16" in caplog.text
 
 
 def test_the_budget_is_what_was_asked_for_or_no_limit() -> None:

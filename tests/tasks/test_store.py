@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from darkroom.errors import Conflict, LeaseLost, NotFound, Overloaded
 from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status
-from darkroom.tasks.store import Backlog, ResultStored, TaskChanged
+from darkroom.tasks.store import Backlog, LastResult, ResultStored, TaskChanged
 from darkroom.tasks.task import Attempt, Claim, Fault, Owed, OwedKind, Task
 from darkroom.types import Preview, Progress, Record, Stage
 from tests.tasks.stores import Clock, Stores, new_task, request, result, stored_file, upload, webhook
@@ -242,6 +242,42 @@ async def test_a_task_ends_at_the_time_that_its_callers_were_told(store: Any, cl
     assert (await store.finish(await claimed(store), Status.SUCCEEDED, at=end)).finished_at == end
     other, _ = await store.cancel((await store.submit(new_task())).id, at=end)
     assert [other.finished_at, (await store.get(task.id)).finished_at] == [end, end]
+
+
+async def test_the_last_result_is_written_with_the_end(store: Any, clock: Clock) -> None:
+    task = await store.submit(new_task(request=request(count=2)))
+    claim = await claimed(store)
+    file, first = stored_file(clock), result(0)
+    await store.store_result(claim, first, [])
+    last = LastResult(result=result(1, media_id=file.id), owed=(webhook(),), file=file)
+    async with store.watch(task.id) as watch:
+        ended = await store.finish(claim, Status.SUCCEEDED, owed=[upload()], last=last)
+        told = [event async for event in watch]
+    assert ended == await store.get(task.id)
+    assert ended.results == (first, last.result)
+    assert [type(event).__name__ for event in told] == ["ResultStored", "TaskChanged"]
+    assert await store.files.get(file.id) == file
+    assert [delivery.owed for delivery in await store.deliveries(task.id)] == [webhook(), upload()]
+
+
+async def test_nothing_of_a_last_result_is_kept_without_the_end(store: Any, clock: Clock) -> None:
+    task = await store.submit(new_task())
+    claim, file = await claimed(store), stored_file(clock)
+    await store.cancel(task.id)
+    with pytest.raises(LeaseLost):
+        last = LastResult(result=result(0, media_id=file.id), owed=(webhook(),), file=file)
+        await store.finish(claim, Status.SUCCEEDED, last=last)
+    assert (await store.get(task.id)).results == ()
+    assert await store.files.get(file.id) is None
+    assert await store.deliveries(task.id) == []
+
+
+async def test_a_last_result_that_is_there_already_is_not_owed_again(store: Any) -> None:
+    task = await store.submit(new_task())
+    claim = await claimed(store)
+    await store.store_result(claim, result(0), [webhook()])
+    await store.finish(claim, Status.SUCCEEDED, last=LastResult(result=result(0), owed=(webhook(),)))
+    assert len(await store.deliveries(task.id)) == 1
 
 
 async def test_a_task_ends_once(store: Any) -> None:

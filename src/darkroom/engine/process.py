@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 import darkroom
-from darkroom.engine.frames import AnyCommand, AnyMessage, Beat, Start, Stop, messages, receive, send
+from darkroom.engine.frames import AnyCommand, AnyMessage, Beat, Start, Stop, messages, pair, receive, send
 from darkroom.engine.spec import EngineSpec
 
 SILENCE_SECONDS: Final = 30.0  # no heartbeat for so long: frozen or swapped out
@@ -57,7 +57,7 @@ class EngineProcess:
     @classmethod
     async def start(cls, spec: EngineSpec, take: Callable[[AnyMessage], None]) -> EngineProcess:
         """Start the process and hand it the spec. It is ready when it says so."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = pair()
         root = str(Path(darkroom.__path__[0]).parent)
         with theirs:
             process = await asyncio.create_subprocess_exec(

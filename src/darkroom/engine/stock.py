@@ -8,6 +8,7 @@ from typing import Final
 
 from darkroom.catalog.card import Card
 from darkroom.catalog.installed import Installed
+from darkroom.engine.cores import use_cores
 from darkroom.engine.devices import make_current, pick_compile, pick_device, pick_dtype
 from darkroom.engine.extras import Extras
 from darkroom.engine.kv_bank import KVBank, KVFormat
@@ -30,7 +31,9 @@ class Stock:
     def __init__(self, installed: Installed, options: EngineOptions) -> None:
         self.device = pick_device(options.device)
         make_current(self.device)
-        self.dtype = pick_dtype(options.dtype, self.device)
+        self.dtype = pick_dtype(options.dtype, self.device, small=installed.demo)
+        if self.device.type == "cpu":
+            use_cores()
         self.tuning = Tuning(
             self.device,
             self.dtype,

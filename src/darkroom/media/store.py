@@ -22,6 +22,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from darkroom.errors import ConfigurationError, Conflict, NotFound, StorageError
+from darkroom.media.recent import Recent
 from darkroom.types import Media as Media
 from darkroom.types import MediaKind as MediaKind
 
@@ -77,6 +78,7 @@ class MediaStore:
         self._folder = folder
         self._keep_seconds = keep_seconds
         self._clock = clock
+        self._recent = Recent()
 
     @classmethod
     async def open(
@@ -156,7 +158,7 @@ class MediaStore:
         now = self._clock()
         keep = self._keep_seconds if ttl_seconds is None else ttl_seconds
         name, extension = media_id or str(uuid4()), EXTENSIONS.get(content_type, "bin")
-        return Media(
+        media = Media(
             id=name,
             owner=owner,
             kind=MediaKind(kind),
@@ -169,14 +171,19 @@ class MediaStore:
             created_at=now,
             expires_at=None if keep is None else _after(now, keep),
         )
+        self._recent.put(media, data)
+        return media
 
     async def discard(self, placed: Media) -> None:
         """Delete a file that was placed and whose record was never written. Raises StorageError."""
+        self._recent.forget(placed.id)
         await self._remove_file(_path_of(placed))
 
     async def get(self, media_id: str) -> tuple[Media, bytes]:
         """A file by its id alone: the id is the permission. Raises NotFound(what="media"), StorageError."""
         media = await self._current(media_id)
+        if (kept := self._recent.get(media)) is not None:
+            return media, kept
         try:
             found = await obstore.get_async(self._store, _path_of(media))
             return media, bytes(await found.bytes_async())
@@ -267,6 +274,7 @@ class MediaStore:
             return
         await self._table.remove([media.id for media in records])
         for media in records:
+            self._recent.forget(media.id)
             await self._remove_file(_path_of(media))
 
     async def _remove_file(self, path: str) -> None:

@@ -21,7 +21,7 @@ from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status, is_final
 from darkroom.tasks.memory_records import MemoryDocuments, MemoryIdempotency, MemoryKeys, MemoryMediaRecords
 from darkroom.tasks.queue import ENGINE_LOST, OwnerTurn
 from darkroom.tasks.search import TaskQuery
-from darkroom.tasks.store import Announce, Backlog, ResultStored, TaskChanged, TaskWatch
+from darkroom.tasks.store import Announce, Backlog, LastResult, ResultStored, TaskChanged, TaskWatch
 from darkroom.tasks.task import Attempt, Claim, Delivery, Fault, NewTask, Owed, OwedKind, Result, Task
 from darkroom.tasks.watching import Signal, Watchers
 from darkroom.types import Media, Preview, Progress
@@ -201,8 +201,11 @@ class MemoryTaskStore:
         cost: float | None = None,
         owed: Sequence[Owed] = (),
         at: datetime | None = None,
+        last: LastResult | None = None,
     ) -> Task:
         assert is_final(status), f"{status} does not end a task"
+        if last is not None:
+            await self.store_result(claim, last.result, last.owed, file=last.file)
         return self._end(self._held(claim), at or self._clock(), owed, status=status, fault=fault, cost=cost)
 
     # Watchers

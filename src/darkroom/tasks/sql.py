@@ -21,7 +21,7 @@ from darkroom.tasks.keys import Keys
 from darkroom.tasks.lifecycle import Status, is_final
 from darkroom.tasks.queue import ENGINE_LOST
 from darkroom.tasks.search import TaskQuery
-from darkroom.tasks.store import Announce, Backlog, ResultStored, TaskChanged, TaskWatch
+from darkroom.tasks.store import Announce, Backlog, LastResult, ResultStored, TaskChanged, TaskWatch
 from darkroom.tasks.task import Attempt, Claim, Delivery, Fault, NewTask, Owed, Result, Task
 from darkroom.tasks.watching import POLL_SECONDS, Signal, Watchers
 from darkroom.types import Media, Preview, Progress
@@ -211,12 +211,7 @@ class SqlTaskStore:
         def work(connection: sa.Connection) -> bool:
             if not statements.touch(connection, claim):
                 raise queue.lost(claim)
-            if file is not None:
-                media.add(connection, file)
-            if not statements.add_result(connection, claim.task.id, result):
-                return False
-            outbox.add(connection, claim.task.id, owed, now)
-            return True
+            return self._add_result(connection, claim, result, owed, file, now)
 
         # Not flushed by itself: finish flushes it, and a task that loses power before that is made again.
         if await self.database.write(work, durable=False):
@@ -232,17 +227,20 @@ class SqlTaskStore:
         cost: float | None = None,
         owed: Sequence[Owed] = (),
         at: datetime | None = None,
+        last: LastResult | None = None,
     ) -> Task:
         assert is_final(status), f"{status} does not end a task"
         now = at or self._clock()
 
         def work(connection: sa.Connection) -> Task:
+            if last is not None:
+                self._add_result(connection, claim, last.result, last.owed, last.file, now)
             task = _kept(claim, statements.finish(connection, claim, status, fault, cost, now))
             outbox.add(connection, task.id, owed, now)
             return task
 
         task = await self.database.write(work)
-        self._told(task, owed)
+        self._told(task, [*owed, *(last.owed if last else ())])  # its results are told before its end
         return task
 
     # Watchers
@@ -322,6 +320,23 @@ class SqlTaskStore:
         )
 
     # Parts
+
+    @staticmethod
+    def _add_result(
+        connection: sa.Connection,
+        claim: Claim,
+        result: Result,
+        owed: Sequence[Owed],
+        file: Media | None,
+        now: datetime,
+    ) -> bool:
+        """False when the task has a result of this index: the first one stays, and nothing more is owed for it."""
+        if file is not None:
+            media.add(connection, file)
+        if not statements.add_result(connection, claim.task.id, result):
+            return False
+        outbox.add(connection, claim.task.id, owed, now)
+        return True
 
     def _check_admission(self, connection: sa.Connection, new: NewTask, now: datetime) -> None:
         waiting, waiting_of_owner, finished_lately = statements.room(connection, new.owner, now - queue.MINUTE)

@@ -25,6 +25,14 @@ class ResultStored(Value, frozen=True, kw_only=True):
     result: Result
 
 
+class LastResult(Value, frozen=True, kw_only=True):
+    """A result that is written together with the end of its task. owed: for the result; file: its record."""
+
+    result: Result
+    owed: Sequence[Owed] = ()
+    file: Media | None = None
+
+
 class TaskChanged(Value, frozen=True, kw_only=True):
     """The task moved to another state. For watchers."""
 
@@ -141,10 +149,12 @@ class TaskStore(Protocol):
         cost: float | None = None,
         owed: Sequence[Owed] = (),
         at: datetime | None = None,
+        last: LastResult | None = None,
     ) -> Task:
         """Move to a final state and write what is owed, in one transaction. Raises LeaseLost.
 
-        at: the end that `owed` tells of, so that the record has the same; now if None.
+        at: the end that `owed` tells of, so that the record has the same; now if None. last: a result that is written
+        in the same transaction, as store_result would have written it just before.
         """
 
     async def cancel(self, task_id: str, owed: Sequence[Owed] = (), *, at: datetime | None = None) -> tuple[Task, bool]:
