@@ -67,8 +67,10 @@ class Model:
     def engine(self, **options: Any) -> Engine:
         """An engine with every cache off, unless options say otherwise."""
         off = {"text_cache_entries": 0, "kv_bank_bytes": 0, "device": "auto", "dtype": "fp32"}
-        installed = AtLength(self.folder, self.text_length)
-        return Engine(load_catalog(), installed, EngineOptions(**(off | options)))
+        return Engine(load_catalog(), self.installed(), EngineOptions(**(off | options)))
+
+    def installed(self) -> Installed:
+        return AtLength(self.folder, self.text_length)
 
     def pipeline(self, variant: str, device: torch.device, dtype: torch.dtype) -> Any:
         with contextlib.redirect_stderr(io.StringIO()):
