@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,11 @@ class Batch:
     reference_positions: Tensor | None = None
     teacher_ids: Tensor | None = None
     teacher_mask: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """All of it on a device."""
+        parts = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Batch(**{name: part if part is None else part.to(device) for name, part in parts.items()})
 
 
 class Pool:
@@ -81,7 +86,7 @@ class Pool:
             if self.rng.random() < full_length
             else min(TEXT_TOKENS, -(-(int(mask.sum(1).max()) + 1) // 4) * 4)
         )
-        weight = 1 + (self.object_weight - 1) * group["objects"][index].float()
+        weight = 1 + (self.object_weight - 1) * group["interest"][index].float()
         batch = Batch(
             to_tokens(latents[index].float()),
             image_positions(height, width, stretch=stretch),

@@ -327,9 +327,9 @@ def loosen(rng: np.random.Generator, made: Sample) -> Sample:
     """The same scene in looser words; claims stay what the careful caption said and are not for checking."""
     text, draw = made.text, rng.random()
     things = made.scene.things
-    if draw < 0.28 and things:
+    if draw < 0.36 and things:
         text = _partial(rng, made)
-    elif draw < 0.40:
+    elif draw < 0.46:
         words = [f"a {pick(rng, FREE_NOUNS)}"]
         if things and rng.random() < 0.5:
             words = [f"{article(things[0].colour)} {pick(rng, FREE_NOUNS)}"]
@@ -358,9 +358,12 @@ def loosen(rng: np.random.Generator, made: Sample) -> Sample:
 def _partial(rng: np.random.Generator, made: Sample) -> str:
     """Says only some of what is there: a shape without its colour, a colour without a shape, or only the background."""
     things, draw = made.scene.things, rng.random()
-    if draw < 0.35:
+    if draw < 0.2:  # one word, as negative prompts are
+        shape = things[int(rng.integers(len(things)))].shape
+        return pick(rng, (shape, shape, plural(shape), f"a {shape}"))
+    if draw < 0.42:
         text = " and ".join(f"a {t.shape}" for t in things[:2]) if len(things) < 3 else "three shapes"
-    elif draw < 0.6:
+    elif draw < 0.64:
         text = pick(
             rng,
             (

@@ -165,7 +165,7 @@ def _night(x, y, rng, width, height):  # type: ignore[no-untyped-def]
     top, bottom = SCENIC["night"]
     canvas = _mix(top, bottom, y + 0 * x)
     area = max(1.0, width * height / min(width, height) ** 2)
-    _dots(canvas, rng, int(26 * area), (0, 1), [(255, 255, 255), (255, 244, 200), (214, 224, 255)], (1.6, 3.2))
+    _dots(canvas, rng, int(24 * area), (0, 1), [(255, 255, 255), (255, 244, 200), (214, 224, 255)], (2.2, 3.8))
     return canvas
 
 

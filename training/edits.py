@@ -45,13 +45,13 @@ class Change(StrEnum):
 
 
 MIX = {
-    Change.RECOLOUR: 0.17,
+    Change.RECOLOUR: 0.18,  # the harder a change is to learn, the more of it
     Change.REPLACE: 0.16,
-    Change.ADD: 0.11,
-    Change.REMOVE: 0.08,
-    Change.MOVE: 0.10,
+    Change.ADD: 0.07,
+    Change.REMOVE: 0.11,
+    Change.MOVE: 0.16,
     Change.RESIZE: 0.05,
-    Change.BACKGROUND: 0.13,
+    Change.BACKGROUND: 0.07,
     Change.COMBINE: 0.10,
     Change.GATHER: 0.07,
     Change.GATHER_ON: 0.03,

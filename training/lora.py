@@ -25,7 +25,7 @@ from training.draw import render
 from training.model import image_positions, plain_attention, to_tokens
 from training.objectives import Student, flow
 from training.optimiser import cosine
-from training.runs import Run, flush_denormals
+from training.runs import Run, autocast, flush_denormals
 from training.tokens import TEXT_TOKENS, encode_prompts
 from training.transformer import build_teacher
 from training.vae import encode
@@ -51,7 +51,7 @@ def examples(vae: AutoencoderKLFlux2, tokenizer: Qwen2Tokenizer, count: int, see
     for start in range(0, count, 40):
         drawn = [render(each.scene, SIDE, SIDE, STROKE) for each in made[start : start + 40]]
         pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad(), autocast():
             latents.append(to_tokens(encode(vae, pixels).float()))
     ids, mask = encode_prompts(tokenizer, [each.text for each in made], TEXT_TOKENS)
     clean = torch.cat(latents)
@@ -93,7 +93,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(23 + step)
     while step < run.steps:
         batch = pick(pool, torch.randint(options.examples, (8,), generator=generator))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             loss = flow(student, batch, 1.2, 1.3, generator)
         loss.backward()
         for group in optimiser.param_groups:

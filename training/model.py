@@ -11,6 +11,8 @@ from diffusers.models.transformers import transformer_flux2
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from training.runs import fast_dtype
+
 CHANNELS = 32  # 8 latent channels in 2x2 patches
 TEXT_WIDTH = 64
 TRANSFORMER = {
@@ -124,7 +126,7 @@ def velocity(
         encoder_hidden_states=text,
         timestep=sigma,
         img_ids=positions,
-        txt_ids=text_positions(text.shape[1]),
+        txt_ids=text_positions(text.shape[1]).to(text.device),
         guidance=guidance,
         return_dict=False,
         **extra,
@@ -141,7 +143,10 @@ def install_kv(model: Flux2Transformer2DModel) -> None:
 
 
 def plain_attention() -> None:
-    """Attention as two matrix products for training on a CPU: the fused kernel's bfloat16 backward is half as fast."""
+    """Attention as two matrix products for training in bfloat16 on a CPU, where the fused kernel's backward is half as
+    fast; in float32 the fused one is the faster and stays."""
+    if fast_dtype() is not torch.bfloat16:
+        return
 
     def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: object) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))

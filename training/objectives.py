@@ -40,7 +40,7 @@ class Student:
     def no_text(self, batch: Batch) -> Tensor:
         """States of the empty prompt, once per sample."""
         length, count = batch.ids.shape[1], len(batch.ids)
-        ids, mask = (part[None, :length] for part in self.empty)
+        ids, mask = (part[None, :length].to(batch.ids.device) for part in self.empty)
         return text_states(self.encoder, ids, mask).expand(count, -1, -1)
 
     def says(self, batch: Batch, noisy: Tensor, sigma: Tensor, text: Tensor, guidance: Tensor | None = None) -> Tensor:
@@ -80,7 +80,7 @@ def squared(made: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 def flow(student: Student, batch: Batch, mean: float, spread: float, generator: torch.Generator) -> Tensor:
     """Rectified flow: at sigma the input is (1 - sigma) picture + sigma noise, the target noise - picture."""
-    noise = torch.randn(batch.clean.shape, generator=generator)
+    noise = torch.randn(batch.clean.shape, generator=generator, device=generator.device)
     sigma = draw_sigma(len(noise), mean, spread, generator)
     s = sigma.view(-1, 1, 1)
     return squared(
@@ -102,11 +102,11 @@ def guided(
 ) -> Tensor:
     """Guidance distillation; scales is the range that guidance is drawn from, embedded says that the student is
     told the value."""
-    noise = torch.randn(batch.clean.shape, generator=generator)
+    noise = torch.randn(batch.clean.shape, generator=generator, device=generator.device)
     sigma = draw_sigma(len(noise), mean, spread, generator)
     s = sigma.view(-1, 1, 1)
     noisy = (1 - s) * batch.clean + s * noise
-    scale = scales[0] + (scales[1] - scales[0]) * torch.rand(len(noise), generator=generator)
+    scale = scales[0] + (scales[1] - scales[0]) * torch.rand(len(noise), generator=generator, device=generator.device)
     with torch.no_grad():
         target = teacher.guided(batch, noisy, sigma, teacher.taught(batch), teacher.no_text(batch), scale)
     return squared(
@@ -128,22 +128,23 @@ def few_steps(
     ones. scale 0: a teacher without guidance."""
     count, tokens = batch.clean.shape[:2]
     levels = sigmas(steps, 256 if tokens < 256 else tokens)  # small grids stand in for 256 px
-    weights = torch.tensor([1.0, 1.0, 1.2, 1.6])[:steps]
+    weights = torch.tensor([1.0, 1.0, 1.2, 1.6], device=generator.device)[:steps]
     place = int(torch.multinomial(weights, 1, generator=generator))
     high, low = float(levels[place]), float(levels[place + 1])
-    noise = torch.randn(batch.clean.shape, generator=generator)
+    noise = torch.randn(batch.clean.shape, generator=generator, device=generator.device)
     start = (1 - high) * batch.clean + high * noise
     with torch.no_grad():
         text, empty = teacher.taught(batch), teacher.no_text(batch)
         path = torch.linspace(high, low, inner[place] + 1)
         x = start
         for now, then in zip(path[:-1].tolist(), path[1:].tolist(), strict=True):
-            sigma = torch.full((count,), now)
+            sigma = torch.full((count,), now, device=noise.device)
             step = (
-                teacher.guided(batch, x, sigma, text, empty, torch.full((count,), scale))
+                teacher.guided(batch, x, sigma, text, empty, torch.full((count,), scale, device=noise.device))
                 if scale
                 else teacher.says(batch, x, sigma, text).float()
             )
             x = x + (then - now) * step
         target = (start - x) / (high - low)
-    return squared(student.says(batch, start, torch.full((count,), high), student.text(batch)), target, batch.weight)
+    sigma = torch.full((count,), high, device=noise.device)
+    return squared(student.says(batch, start, sigma, student.text(batch)), target, batch.weight)

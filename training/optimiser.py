@@ -13,13 +13,16 @@ from math import cos, pi
 import torch
 from torch import Tensor, nn
 
+from training.runs import fast_dtype
+
 
 def newton_schulz(stack: Tensor, steps: int = 4) -> Tensor:
-    """Orthogonalises each matrix of a stack (n, rows, columns), rows <= columns, approximately; bfloat16 inside.
+    """Orthogonalises each matrix of a stack (n, rows, columns), rows <= columns, approximately; in the
+    fastest number format of the processor, which may be bfloat16.
 
     Source: the quintic iteration of Jordan et al. 2024 (Muon), coefficients 3.4445, -4.7750, 2.0315.
     """
-    x = stack.bfloat16()
+    x = stack.to(fast_dtype() if stack.device.type == "cpu" else torch.bfloat16)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

@@ -1,6 +1,6 @@
 """Rebuild a runs folder from exported weights, so that training can go on from what is committed.
 
-python -m training.restore --embedded src/darkroom/embedded --runs runs pictures=base distilled=distilled
+python -m training.restore --embedded src/darkroom/embedded --runs runs base=base distilled=distilled flex=flex
 """
 
 from __future__ import annotations
@@ -12,20 +12,31 @@ from pathlib import Path
 import torch
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
-from transformers import Qwen3ForCausalLM
+from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-from training.export import PLACES
+from training import export, flex
 
 
-def gather(deep: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The three trained layers of a 28-layer encoder, under the names of the small one."""
-    small = {name: value for name, value in deep.items() if "layers." not in name and "norm" not in name}
-    for index, place in enumerate(PLACES):
-        prefix = f"model.layers.{place}."
+def gather(deep: dict[str, Tensor], prefix: str, places: tuple[int, int, int]) -> dict[str, Tensor]:
+    """The three trained layers of a deep encoder, under the names of the small one: the inverse of `export.spread`."""
+    embedding = deep[f"{prefix}embed_tokens.weight"]
+    small = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
+    for index, place in enumerate(places):
+        layer = f"{prefix}layers.{place}."
         for name, value in deep.items():
-            if name.startswith(prefix):
-                small[f"model.layers.{index}.{name.removeprefix(prefix)}"] = value
+            if name.startswith(layer):
+                small[f"model.layers.{index}.{name.removeprefix(layer)}"] = value
     return small
+
+
+def text_encoder(embedded: Path, variant: str) -> dict[str, Tensor]:
+    """The small encoder of a variant: flex has one of its own, the others share theirs."""
+    if variant == "flex":
+        folder = embedded / "flex" / "text_encoder"
+        deep = Mistral3ForConditionalGeneration.from_pretrained(folder, torch_dtype=torch.float32)
+        return gather(deep.state_dict(), "model.language_model.", flex.PLACES)
+    deep = Qwen3ForCausalLM.from_pretrained(embedded / "text_encoder", torch_dtype=torch.float32)
+    return gather(deep.state_dict(), "model.", export.PLACES)
 
 
 def main() -> None:
@@ -36,13 +47,12 @@ def main() -> None:
     options = parser.parse_args()
     for name, place in (("tokenizer", "tokenizer"), ("vae", "vae/vae")):
         shutil.copytree(options.embedded / name, options.runs / place, dirs_exist_ok=True)
-    encoder = Qwen3ForCausalLM.from_pretrained(options.embedded / "text_encoder", torch_dtype=torch.float32)
     for item in options.stages:
         stage, variant = item.split("=")
         folder = options.embedded / variant / "transformer"
         transformer = Flux2Transformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
         (options.runs / stage).mkdir(parents=True, exist_ok=True)
-        state = {"transformer": transformer.state_dict(), "encoder": gather(encoder.state_dict())}
+        state = {"transformer": transformer.state_dict(), "encoder": text_encoder(options.embedded, variant)}
         torch.save(state, options.runs / stage / "weights.pt")
 
 

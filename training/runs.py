@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,29 @@ def flush_denormals() -> None:
     Must run before the first parallel operation: worker threads inherit the setting from the thread that starts them.
     """
     torch.set_flush_denormal(True)
+
+
+@cache
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where this processor multiplies it faster than float32, else float32: without instructions of its own
+    a bfloat16 product is some sixty times slower, with them several times faster."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        left, right = torch.ones(256, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            left @ right
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    return torch.bfloat16 if seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
+
+
+def autocast(device: str = "cpu") -> torch.autocast:
+    """The context that training and encoding run in: bfloat16 products where they are fast."""
+    fast = device != "cpu" or fast_dtype() is torch.bfloat16
+    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=fast)
 
 
 class Threads:

@@ -17,7 +17,8 @@ def sigmas(steps: int, tokens: int) -> Tensor:
 
 
 def draw_sigma(count: int, mean: float, spread: float, generator: torch.Generator, uniform: float = 0.1) -> Tensor:
-    """Training noise levels (count,): logistic-normal, with a share drawn evenly."""
-    sigma = torch.sigmoid(mean + spread * torch.randn(count, generator=generator))
-    even = torch.rand(count, generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < uniform, even, sigma)
+    """Training noise levels (count,), on the generator's device: logistic-normal, with a share drawn evenly."""
+    device = generator.device
+    sigma = torch.sigmoid(mean + spread * torch.randn(count, generator=generator, device=device))
+    even, chosen = torch.rand(2, count, generator=generator, device=device)
+    return torch.where(chosen < uniform, even, sigma)

@@ -3,6 +3,8 @@
     python -m training.transformer words --runs runs
     python -m training.transformer grammar --runs runs        # each stage starts from the one that its entry names
 
+On a GPU: --device cuda --scale 16, and pools made with --scale 10 or more, so that batches are large and hardly repeat.
+
 Reads runs/tokenizer and runs/pools, writes runs/<stage>: log.jsonl, checkpoint.pt (resume with --resume) and
 weights.pt (averaged)."""
 
@@ -18,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer
 
-from training.batches import Pool
+from training.batches import Batch, Pool
 from training.flex import build_flex_encoder, encode_flex_prompts, flex_tokenizer
 from training.model import build_text_encoder, build_transformer, install_kv, plain_attention, split_parameters
 from training.objectives import Student, few_steps, flow, guided
 from training.optimiser import Average, BatchedMuon, cosine
-from training.runs import Run, Threads, flush_denormals
+from training.runs import Run, Threads, autocast, flush_denormals
 
 GUIDANCE = 3.5  # of the base model, folded into the distilled ones
 
@@ -33,7 +35,8 @@ class Stage:
     """One training run. start: the stage whose weights it begins with; mix: pool groups by weight; mean, spread: of
     the noise levels;
     tokens: transformer tokens per batch; edits_from: progress at which edits join; full_length: share of batches
-    with all 64 text tokens; objective: see `objectives`."""
+    with all 64 text tokens; objective: see `objectives`; frozen_encoder: the text encoder stays, so that variants that
+    share it stay valid."""
 
     start: str
     steps: int
@@ -48,9 +51,10 @@ class Stage:
     objective: str = "flow"
     teacher: str = ""
     edits_from: float = 0.0
+    frozen_encoder: bool = False
 
 
-FULL = {
+FULL = {  # shares are of batches, so of computing
     "all256": 0.5,
     "edit256": 0.24,
     "edit256x2": 0.07,
@@ -67,6 +71,27 @@ FULL = {
 }
 MOSTLY = {"all256": 0.8, "edit256": 0.15, "edit256x2": 0.02, "all192x256": 0.015, "all256x192": 0.015}
 GIVEN = {"all256": 0.25, "edit256": 0.4, "edit256x2": 0.2, "edit256x3": 0.08, "edit256x4": 0.05, "all192x256": 0.02}
+PRACTICE = {  # what the base stage is still weak at: edits, mostly where they are cheap, and other sizes
+    "edit128": 0.25,
+    "edit128x2": 0.05,
+    "edit128x3": 0.02,
+    "edit128x4": 0.02,
+    "edit256": 0.11,
+    "edit256x2": 0.02,
+    "edit256x3": 0.01,
+    "edit256x4": 0.01,
+    "all256": 0.27,
+    "all192x256": 0.03,
+    "all256x192": 0.03,
+    "all256x128": 0.02,
+    "all128x256": 0.02,
+    "small128": 0.02,
+    "all320": 0.03,
+    "all384x192": 0.02,
+    "all192x384": 0.02,
+    "all384": 0.02,
+    "all512": 0.03,
+}
 EDITS = {"edit128": 0.6, "edit128x2": 0.12, "all128": 0.28}
 STAGES = {
     "words": Stage("", 800, 4e-3, {"one128": 1.0}, mean=1.2, spread=1.1, average=0.99, floor=0.5),
@@ -78,8 +103,20 @@ STAGES = {
     "polish": Stage("pictures", 260, 2e-3, MOSTLY, mean=1.3, tokens=3000, average=0.99, full_length=0.4, floor=0.02),
     "edits": Stage("polish", 2200, 4e-3, EDITS, mean=1.2, average=0.997, full_length=0.2, floor=0.2),
     "base": Stage("edits", 2000, 3e-3, FULL, mean=1.3, tokens=4000, average=0.998, full_length=0.4, floor=0.01),
-    "distilled": Stage(
+    "practice": Stage(
         "base",
+        2000,
+        3e-3,
+        PRACTICE,
+        mean=1.2,
+        tokens=4000,
+        average=0.997,
+        full_length=0.15,
+        floor=0.01,
+        frozen_encoder=True,
+    ),
+    "distilled": Stage(
+        "practice",
         550,
         1.5e-3,
         FULL,
@@ -87,7 +124,7 @@ STAGES = {
         average=0.985,
         full_length=0.4,
         objective="few_steps",
-        teacher="base",
+        teacher="practice",
         floor=0.01,
     ),
     "kv": Stage(
@@ -99,11 +136,11 @@ STAGES = {
         average=0.985,
         full_length=0.4,
         objective="kv",
-        teacher="base",
+        teacher="practice",
         floor=0.01,
     ),
     "flex": Stage(
-        "base",
+        "practice",
         500,
         2e-3,
         FULL,
@@ -112,20 +149,22 @@ STAGES = {
         average=0.985,
         full_length=1.0,
         objective="flex",
-        teacher="base",
+        teacher="practice",
         floor=0.01,
     ),
 }
 
 
-def build(stage: str, runs: Path, tokenizer: Qwen2Tokenizer) -> tuple[nn.Module, nn.Module]:
-    """Transformer and text encoder for a stage, with the weights of the stage it starts from."""
+def build(stage: str, runs: Path, tokenizer: Qwen2Tokenizer, start: str = "") -> tuple[nn.Module, nn.Module]:
+    """Transformer and text encoder for a stage, with the weights of the stage it starts from, or of another of its own
+    kind."""
     flex = stage == "flex"
     transformer = build_transformer(guidance_embeds=flex)
     encoder = build_flex_encoder(len(flex_tokenizer(tokenizer))) if flex else build_text_encoder(len(tokenizer))
-    start = STAGES[stage].start
     if start:
-        load(transformer, encoder, runs / start / "weights.pt", partly=flex)
+        load(transformer, encoder, runs / start / "weights.pt")
+    elif STAGES[stage].start:
+        load(transformer, encoder, runs / STAGES[stage].start / "weights.pt", partly=flex)
     return transformer, encoder
 
 
@@ -153,18 +192,19 @@ def objective(
 ) -> Callable[[], Tensor]:
     """The loss of one batch, as a function of nothing."""
 
+    def draw(drop: float) -> Batch:
+        return pool.draw(drop, stage.full_length).to(generator.device)
+
     def plain() -> Tensor:
-        return flow(student, pool.draw(0.1, stage.full_length), stage.mean, stage.spread, generator)
+        return flow(student, draw(0.1), stage.mean, stage.spread, generator)
 
     def in_few_steps() -> Tensor:
         assert teacher is not None
-        return few_steps(student, teacher, pool.draw(0.0, stage.full_length), generator, GUIDANCE)
+        return few_steps(student, teacher, draw(0.0), generator, GUIDANCE)
 
     def told_guidance() -> Tensor:
         assert teacher is not None
-        return guided(
-            student, teacher, pool.draw(0.0, stage.full_length), stage.mean, stage.spread, generator, (1.0, 6.0), True
-        )
+        return guided(student, teacher, draw(0.0), stage.mean, stage.spread, generator, (1.0, 6.0), True)
 
     table = {"flow": plain, "few_steps": in_few_steps, "kv": in_few_steps, "flex": told_guidance}
     return table[stage.objective]
@@ -175,9 +215,12 @@ def main() -> None:
     parser.add_argument("stage", choices=list(STAGES))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, help="instead of the stage's own number")
+    parser.add_argument("--start", default="", help="begin with these weights instead of the stage's own start")
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="at most; fewer when that is faster"
     )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the size of a batch")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
@@ -186,33 +229,35 @@ def main() -> None:
     torch.manual_seed(7)
     stage = STAGES[options.stage]
     tokenizer = Qwen2Tokenizer.from_pretrained(options.runs / "tokenizer")
-    transformer, encoder = build(options.stage, options.runs, tokenizer)
-    generator = torch.Generator().manual_seed(11)
+    transformer, encoder = build(options.stage, options.runs, tokenizer, options.start)
+    generator = torch.Generator(options.device).manual_seed(11)
     flex = flex_tokenizer(tokenizer) if stage.objective == "flex" else None
     pool = Pool(
         options.runs / "pools",
         stage.mix,
         tokenizer,
-        stage.tokens,
+        round(stage.tokens * options.scale),
         13,
         partial(encode_flex_prompts, flex) if flex else None,
     )
-    trained = nn.ModuleDict({"transformer": transformer, "encoder": encoder})
+    trained = nn.ModuleDict({"transformer": transformer, "encoder": encoder}).to(options.device)
     student = Student(transformer, encoder, pool.empty, kv=stage.objective == "kv")
     if student.kv:
         install_kv(transformer)
     teacher = None
     if stage.teacher:
-        teacher = Student(*build_teacher(stage.teacher, options.runs, tokenizer), pool.empty)
-        if stage.objective != "flex":
-            encoder.requires_grad_(False)  # shared with base
+        frozen = (part.to(options.device) for part in build_teacher(stage.teacher, options.runs, tokenizer))
+        teacher = Student(*frozen, pool.empty)
+    if stage.frozen_encoder or (stage.teacher and stage.objective != "flex"):
+        encoder.requires_grad_(False)  # shared
     optimiser = BatchedMuon(*split_parameters(transformer, encoder), lr=stage.lr)
     average = Average(trained, stage.average)
     run, step, seen = Run(options.runs / options.stage, options.steps or stage.steps), 0, 0
     state = run.resume() if options.resume else None
     if state:
         trained.load_state_dict(state["model"])
-        average.values, average.count, step, seen = state["average"], state["step"], state["step"], state["seen"]
+        average.values = {name: value.to(options.device) for name, value in state["average"].items()}
+        average.count, step, seen = state["step"], state["step"], state["seen"]
         generator.manual_seed(11 + step)
         pool.rng = type(pool.rng)(type(pool.rng.bit_generator)(13 + step))
     if not options.no_compile:
@@ -223,7 +268,7 @@ def main() -> None:
     total, threads = 0.0, Threads(options.threads)
     while step < run.steps:
         pool.with_references = run.progress(step) >= stage.edits_from
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(options.device):
             loss = loss_of()
         loss.backward()
         optimiser.step(cosine(run.progress(step), floor=stage.floor))
@@ -250,7 +295,7 @@ def save_weights(trained: nn.ModuleDict, average: Average, path: Path) -> None:
     parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "encoder": {}}
     for name, value in average.values.items():
         part, _, key = name.partition(".")
-        parts[part][key.replace("_orig_mod.", "")] = value
+        parts[part][key.replace("_orig_mod.", "")] = value.cpu()
     torch.save(parts, path)
 
 

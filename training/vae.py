@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from training.draw import BACKGROUNDS, SHAPES, VISIBLE, Scene, Thing, render
 from training.optimiser import Average, BatchedMuon, cosine
-from training.runs import Run, flush_denormals
+from training.runs import Run, autocast, flush_denormals
 
 CONFIG = {
     "block_out_channels": (16, 32, 48, 64),
@@ -213,7 +213,7 @@ def main() -> None:
             (64, 2 * options.batch) if run.progress(step) < 0.4 and not options.decoder_of else (128, options.batch)
         )
         pictures = batch_from(pool, rng, size, side).to(options.device, memory_format=torch.channels_last)
-        with torch.autocast(options.device, dtype=torch.bfloat16):
+        with autocast(options.device):
             posterior = vae.encode(pictures).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
