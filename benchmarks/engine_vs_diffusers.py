@@ -1,6 +1,8 @@
 """One picture by the engine against the same by the diffusers pipeline: same weights, same threads, same pixels.
 
-    python -m benchmarks.engine_vs_diffusers [--rounds 5] [--models embedded mid] [--quick]
+    python -m benchmarks.engine_vs_diffusers [--rounds 5] [--models embedded mid] [--sides 128 256 512] [--quick]
+
+The mid-size model takes seconds a step on a CPU: half an hour for all of it.
 
 Nothing is kept between two pictures: prompts, references and keys and values are computed every time, in turns with the
 pipeline's in one process. Each case first checks that both give the same picture, bit for bit on a CPU.
@@ -10,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +37,13 @@ class Case:
     references: int = 0
 
 
-def cases(quick: bool) -> list[Case]:
-    sides = (128,) if quick else (128, 256, 512)
+def cases(sides: Sequence[int], counts: Sequence[int]) -> list[Case]:
+    """counts: numbers of references that the KV variant is measured with, up to 256²."""
     made = []
     for side in sides:
         made.append(Case("one image", "distilled", side, 4))
         made.append(Case("Base with CFG", "base", side, 4, cfg=4.0))
         if side <= 256:
-            counts = (1, 4) if quick else (1, 2, 3, 4)
             made += [Case(f"KV, {count} references", "kv", side, 4, references=count) for count in counts]
             made.append(Case("one reference", "distilled", side, 4, references=1))
     return made
@@ -60,15 +62,17 @@ def main() -> None:
         caches="off",
     )
     rows, ratios = [], {}
+    wanted = cases((128,), (1, 4)) if options.quick else cases(options.sides, options.references)
     with models(options.models) as found, torch.inference_mode():
         for model in found:
-            for variant, group in itertools.groupby(sorted(cases(options.quick), key=by_variant), key=by_variant):
+            for variant, group in itertools.groupby(sorted(wanted, key=by_variant), key=by_variant):
                 pipe = model.pipeline(variant, device, dtype)
                 engine = model.engine(device=options.device, dtype=options.dtype)
                 for case in group:
                     ours, theirs = measure(case, model, engine, pipe, device, options)
                     rows.append((model.name, case.name, case.side, 1000 * theirs, 1000 * ours, theirs / ours))
                     ratios[f"{model.name} {case.name} {case.side}"] = theirs / ours
+                    print(f"{model.name}, {case.name}, {case.side}: {theirs / ours:.2f}", file=sys.stderr, flush=True)
     table(["model", "case", "side", "diffusers ms", "ours ms", "diffusers / ours"], rows)
     result("engine_vs_diffusers", ratios)
 
@@ -124,6 +128,8 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", choices=["embedded", "mid"], default=["embedded", "mid"])
+    parser.add_argument("--sides", nargs="+", type=int, default=[128, 256, 512])
+    parser.add_argument("--references", nargs="+", type=int, default=[1, 2, 3, 4])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: on a machine with other work")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")

@@ -95,7 +95,7 @@ def around_a_request(rounds: int) -> dict[str, float]:
 def after_the_pixels(rounds: int) -> dict[str, float]:
     """Prints the second table; returns the medians by picture and format, the way between the processes included."""
     rows, medians = [], {}
-    frames = [between_processes(1024) for _ in range(rounds)]
+    frames = between_processes(1024, rounds)
     for what, picture in (("drawing", None), ("photo", detailed(1024))):
         stamps: list[float] = []
         with (
@@ -136,28 +136,32 @@ def beyond_the_drawing(http: httpx.Client, url: str, side: int, kind: str) -> fl
     return waited - float(answer.headers["drawing-ms"])
 
 
-def between_processes(side: int) -> float:
-    """Milliseconds one finished picture takes from the engine's process to the server's, through their socket pair.
+def between_processes(side: int, rounds: int) -> list[float]:
+    """Milliseconds a finished picture takes from the engine's process to the server's, through their socket pair.
 
     The processes share one monotonic clock; the child sends when it is asked, and says when it began.
     """
     ours, theirs = pair()
-    child = multiprocessing.get_context("fork").Process(target=send_one, args=(theirs, side))
+    child = multiprocessing.get_context("fork").Process(target=send_pictures, args=(theirs, side, rounds + UNTIMED))
+    times = []
     with ours, theirs:
         child.start()
-        send(ours, Report(number=0))
-        told = receive(ours, messages)
-        now = time.perf_counter()
+        for _ in range(rounds + UNTIMED):
+            send(ours, Report(number=0))
+            told = receive(ours, messages)
+            now = time.perf_counter()
+            assert isinstance(told, Told)
+            times.append((now - float(told.events[0].task)) * 1000)
         child.join()
-    assert isinstance(told, Told)
-    return (now - float(told.events[0].task)) * 1000
+    return times[UNTIMED:]
 
 
-def send_one(sock: socket.socket, side: int) -> None:
+def send_pictures(sock: socket.socket, side: int, count: int) -> None:
     pixels = Pixels(width=side, height=side, data=bytes(side * side * 3))
-    receive(sock, commands)
-    began = str(time.perf_counter())
-    send(sock, Told(events=(Picture(task=began, result=0, seed=0, pixels=pixels, record=Record()),)))
+    for _ in range(count):
+        receive(sock, commands)
+        began = str(time.perf_counter())
+        send(sock, Told(events=(Picture(task=began, result=0, seed=0, pixels=pixels, record=Record()),)))
 
 
 def engine_ms(http: httpx.Client, url: str) -> float:
