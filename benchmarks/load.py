@@ -1,6 +1,6 @@
 """A mixed load that does not wait for answers, against the plain server of plain_server.py; and memory over many tasks.
 
-    python -m benchmarks.load [--seconds 60] [--rate 0.9] [--model embedded] [--memory-tasks 2000]
+    python -m benchmarks.load [--seconds 60] [--rate 0.9] [--model embedded] [--memory-tasks 2000] [--memory-only]
 
 Arrivals are random but seeded, the same for both servers, and come at a share (--rate) of what the plain server can do
 alone, so that its queue is long but ends. Each server runs by itself. Measured at the client, request to picture.
@@ -70,8 +70,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.9, help="share of the plain server's capacity")
     parser.add_argument("--model", default="embedded", choices=("embedded", "mid"))
     parser.add_argument("--memory-tasks", type=int, default=2000)
+    parser.add_argument("--memory-only", action="store_true")
     given = parser.parse_args()
     header("load", **vars(given))
+    if given.memory_only:
+        with models([given.model]) as [model], darkroom(model.folder) as server:
+            slopes = asyncio.run(memory_slopes(server, given.memory_tasks))
+        print(f"Memory over {given.memory_tasks} tasks, MB for each thousand: {slopes}\n")
+        result("load", {}, memory_mb_per_thousand=slopes)
+        return
     with models([given.model]) as [model]:
         with plain(model.folder) as url:
             alone = asyncio.run(times_alone(ask_plain(url)))
