@@ -285,6 +285,7 @@ def engine_of(
         installed,
         EngineOptions(
             device=str(device),
+            dtype=dtype_name(pick_dtype("auto", device)),
             quantise=quantise,
             compile=options.compile,
             compiled=options.compiled,

@@ -126,9 +126,9 @@ def encode_scenes(vae: AutoencoderKLFlux2, scenes: list[Scene], group: Group) ->
     """Normalised latents of drawn scenes, float16."""
     pictures = np.stack([render(scene, group.width, group.height) for scene in scenes])
     tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-    with autocast():
-        parts = tensor.contiguous(memory_format=torch.channels_last).split(AT_ONCE)
-        return torch.cat([encode(vae, part) for part in parts]).half()
+    with autocast(vae.device.type):
+        parts = tensor.to(vae.device, memory_format=torch.channels_last).split(AT_ONCE)
+        return torch.cat([encode(vae, part) for part in parts]).half().cpu()
 
 
 def main() -> None:
@@ -137,9 +137,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pools"))
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every count: 10 or more for a long run")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     flush_denormals()
-    vae = AutoencoderKLFlux2.from_pretrained(options.vae).eval().to(memory_format=torch.channels_last)
+    vae = AutoencoderKLFlux2.from_pretrained(options.vae).eval().to(options.device, memory_format=torch.channels_last)
     fast_group_norm(vae)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.groups:
