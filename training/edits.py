@@ -7,6 +7,7 @@ edit: the change was made, the rest was kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from zlib import crc32
@@ -75,14 +76,17 @@ def sample_edit(rng: np.random.Generator, change: Change | None = None, held_out
     while True:
         change = wanted or pick(rng, tuple(MIX), tuple(MIX.values()))
         edit = EDITS[change](rng)
-        key = edit.text + "|".join(f"{t.colour} {t.shape}" for scene in edit.references for t in scene.things)
-        if (crc32(key.encode()) % HELD_OUT_ONE_IN == 0) == held_out:
+        if is_held_out(edit) == held_out:
             return edit
 
 
-def _source(
-    rng: np.random.Generator, kinds: tuple[Kind, ...] = (Kind.ONE, Kind.ONE, Kind.RELATION, Kind.PAIR)
-) -> Scene:
+def is_held_out(edit: Edit) -> bool:
+    """Whether the edit is of the test set, by a checksum of its instruction and of what it is given."""
+    key = edit.text + "|".join(f"{t.colour} {t.shape}" for scene in edit.references for t in scene.things)
+    return crc32(key.encode()) % HELD_OUT_ONE_IN == 0
+
+
+def source(rng: np.random.Generator, kinds: tuple[Kind, ...] = (Kind.ONE, Kind.ONE, Kind.RELATION, Kind.PAIR)) -> Scene:
     """A scene whose things differ in shape, so that a shape word names one of them."""
     while True:
         scene = careful(rng, pick(rng, kinds)).scene
@@ -98,15 +102,26 @@ def _named(rng: np.random.Generator, thing: Thing) -> str:
     return pick(rng, (f"the {thing.shape}", f"the {thing.colour} {thing.shape}"))
 
 
-def _swap(scene: Scene, index: int, thing: Thing) -> Scene:
+def swap(scene: Scene, index: int, thing: Thing) -> Scene:
+    """The scene with another thing at index."""
     return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))
 
 
+def without(scene: Scene, index: int) -> Scene:
+    """The scene less the thing at index."""
+    return replace(scene, things=scene.things[:index] + scene.things[index + 1 :])
+
+
 def _recolour(rng: np.random.Generator) -> Edit:
-    scene = _source(rng)
+    scene = source(rng)
     index = int(rng.integers(len(scene.things)))
+    colour = pick(rng, tuple(c for c in VISIBLE[scene.background] if c != scene.things[index].colour))
+    return recolouring(rng, scene, index, colour)
+
+
+def recolouring(rng: np.random.Generator, scene: Scene, index: int, colour: str) -> Edit:
+    """The thing at index gets a colour."""
     thing = scene.things[index]
-    colour = pick(rng, tuple(c for c in VISIBLE[scene.background] if c != thing.colour))
     name = _named(rng, thing)
     text = pick(
         rng,
@@ -117,29 +132,41 @@ def _recolour(rng: np.random.Generator) -> Edit:
             f"recolor {name} to {colour}",
         ),
     )
-    return Edit(text, (scene,), _swap(scene, index, replace(thing, colour=colour)), Change.RECOLOUR)
+    return Edit(text, (scene,), swap(scene, index, replace(thing, colour=colour)), Change.RECOLOUR)
 
 
 def _replace(rng: np.random.Generator) -> Edit:
-    scene = _source(rng)
+    scene = source(rng)
     index = int(rng.integers(len(scene.things)))
-    thing = scene.things[index]
-    shape = pick(rng, tuple(s for s in SHAPES if s not in {t.shape for t in scene.things}))
-    name = _named(rng, thing)
+    made = replace(scene.things[index], shape=other_shape(rng, scene))
     if rng.random() < 0.5:
-        made = replace(thing, shape=shape)
+        made = replace(made, colour=pick(rng, VISIBLE[scene.background]))
+    return replacing(rng, scene, index, made)
+
+
+def other_shape(rng: np.random.Generator, scene: Scene) -> str:
+    """A shape that the scene does not show."""
+    return pick(rng, tuple(s for s in SHAPES if s not in {t.shape for t in scene.things}))
+
+
+def replacing(rng: np.random.Generator, scene: Scene, index: int, made: Thing) -> Edit:
+    """The thing at index gives way to another at its place; a colour that stays is often not said."""
+    name, shape = _named(rng, scene.things[index]), made.shape
+    if made.colour == scene.things[index].colour and rng.random() < 0.8:
         text = pick(
             rng, (f"turn {name} into a {shape}", f"change {name} to a {shape}", f"replace {name} with a {shape}")
         )
     else:
-        made = replace(thing, shape=shape, colour=pick(rng, VISIBLE[scene.background]))
         text = f"replace {name} with {noun(replace(made, size='medium'))}"
-    return Edit(text, (scene,), _swap(scene, index, made), Change.REPLACE)
+    return Edit(text, (scene,), swap(scene, index, made), Change.REPLACE)
 
 
 def _add(rng: np.random.Generator) -> Edit:
-    scene = _source(rng, (Kind.RELATION,))
-    index = int(rng.integers(2))
+    return adding(rng, source(rng, (Kind.RELATION,)), int(rng.integers(2)))
+
+
+def adding(rng: np.random.Generator, scene: Scene, index: int) -> Edit:
+    """The thing at index of a scene of two is what was added."""
     new, kept = scene.things[index], scene.things[1 - index]
     across, up = new.x - kept.x, new.y - kept.y
     relation = ("right" if across > 0 else "left") if abs(across) > abs(up) else ("below" if up > 0 else "above")
@@ -149,14 +176,18 @@ def _add(rng: np.random.Generator) -> Edit:
 
 
 def _remove(rng: np.random.Generator) -> Edit:
-    scene = _source(rng, (Kind.RELATION, Kind.PAIR, Kind.ROW))
-    index = int(rng.integers(len(scene.things)))
+    scene = source(rng, (Kind.RELATION, Kind.PAIR, Kind.ROW))
+    return removing(rng, scene, int(rng.integers(len(scene.things))))
+
+
+def removing(rng: np.random.Generator, scene: Scene, index: int) -> Edit:
+    """The thing at index goes."""
     text = f"{pick(rng, ('remove', 'erase', 'delete'))} {_named(rng, scene.things[index])}"
-    return Edit(text, (scene,), replace(scene, things=scene.things[:index] + scene.things[index + 1 :]), Change.REMOVE)
+    return Edit(text, (scene,), without(scene, index), Change.REMOVE)
 
 
 def _move(rng: np.random.Generator) -> Edit:
-    scene = _source(rng, (Kind.ONE,))
+    scene = source(rng, (Kind.ONE,))
     thing = scene.things[0]
     thing = replace(thing, radius=min(thing.radius, 0.21))
     scene = replace(scene, things=(thing,))
@@ -168,18 +199,18 @@ def _move(rng: np.random.Generator) -> Edit:
 
 
 def _resize(rng: np.random.Generator) -> Edit:
-    scene = _source(rng, (Kind.ONE,))
+    scene = source(rng, (Kind.ONE,))
     thing = replace(scene.things[0], x=0.5, y=0.5)
     grow = rng.random() < 0.5
     before, after = (RADIUS["medium"], RADIUS["large"]) if grow else (RADIUS["medium"], RADIUS["small"])
-    source = replace(scene, things=(replace(thing, radius=before),))
+    given = replace(scene, things=(replace(thing, radius=before),))
     target = replace(scene, things=(replace(thing, radius=after),))
     word = pick(rng, ("larger", "bigger") if grow else ("smaller",))
-    return Edit(f"make {_named(rng, thing)} {word}", (source,), target, Change.RESIZE)
+    return Edit(f"make {_named(rng, thing)} {word}", (given,), target, Change.RESIZE)
 
 
 def _background(rng: np.random.Generator) -> Edit:
-    scene = _source(rng)
+    scene = source(rng)
     colours = {t.colour for t in scene.things}
     name = pick(
         rng,
@@ -194,7 +225,7 @@ def _background(rng: np.random.Generator) -> Edit:
 
 def _combine(rng: np.random.Generator) -> Edit:
     while True:
-        one, two = _source(rng, (Kind.ONE,)), _source(rng, (Kind.ONE,))
+        one, two = source(rng, (Kind.ONE,)), source(rng, (Kind.ONE,))
         if one.background != two.background and one.things[0].colour in VISIBLE[two.background]:
             break
     if rng.random() < 0.4:
@@ -210,39 +241,56 @@ def _combine(rng: np.random.Generator) -> Edit:
 
 
 def _gather(rng: np.random.Generator) -> Edit:
-    count = 2 if rng.random() < 0.7 else 3
-    scenes = _singles(rng, count)
-    things = tuple(_in_row(scene.things[0], i, count) for i, scene in enumerate(scenes))
+    return gathering(rng, tuple(singles(rng, 2 if rng.random() < 0.7 else 3)))
+
+
+def gathering(rng: np.random.Generator, scenes: tuple[Scene, ...]) -> Edit:
+    """The things of two or three scenes in a row, on the background of the first."""
+    count = len(scenes)
     names = " and ".join(f"image {i + 1}" for i in range(2)) if count == 2 else "image 1, image 2 and image 3"
     text = f"put the objects of {names} {'side by side' if count == 2 else 'in a row'}"
-    return Edit(text, tuple(scenes), replace(scenes[0], things=things), Change.GATHER)
+    return Edit(text, scenes, replace(scenes[0], things=_row(scenes)), Change.GATHER)
 
 
 def _gather_on(rng: np.random.Generator) -> Edit:
-    count = 2 if rng.random() < 0.6 else 3
-    scenes = _singles(rng, count)
-    colours = {scene.things[0].colour for scene in scenes}
-    ground_name = pick(rng, tuple(b for b in BACKGROUNDS if colours <= set(VISIBLE[b])))
-    last = Scene((), ground_name, int(rng.integers(1 << 30)))
-    things = tuple(_in_row(scene.things[0], i, count) for i, scene in enumerate(scenes))
+    scenes = tuple(singles(rng, 2 if rng.random() < 0.6 else 3))
+    return gathering_on(rng, scenes, empty_ground(rng, scenes))
+
+
+def gathering_on(rng: np.random.Generator, scenes: tuple[Scene, ...], last: Scene) -> Edit:
+    """The same on the background of a last picture without things."""
+    count = len(scenes)
     names = "image 1 and image 2" if count == 2 else "image 1, image 2 and image 3"
     text = f"put the objects of {names} on the background of image {count + 1}"
-    return Edit(text, (*scenes, last), replace(last, things=things), Change.GATHER_ON)
+    return Edit(text, (*scenes, last), replace(last, things=_row(scenes)), Change.GATHER_ON)
 
 
-def _singles(rng: np.random.Generator, count: int) -> list[Scene]:
+def empty_ground(rng: np.random.Generator, scenes: tuple[Scene, ...]) -> Scene:
+    """A background on which the things of all scenes can be seen."""
+    name = pick(rng, tuple(b for b in BACKGROUNDS if shown_on(scenes, b)))
+    return Scene((), name, int(rng.integers(1 << 30)))
+
+
+def singles(rng: np.random.Generator, count: int) -> list[Scene]:
     """Scenes of one thing each, all visible on the background of the first and on some common one."""
     while True:
-        scenes = [_source(rng, (Kind.ONE,)) for _ in range(count)]
-        colours = {scene.things[0].colour for scene in scenes}
-        if colours <= set(VISIBLE[scenes[0].background]) and not {"black", "white"} <= colours:
+        scenes = [source(rng, (Kind.ONE,)) for _ in range(count)]
+        if shown_on(scenes, scenes[0].background) and not {"black", "white"} <= {s.things[0].colour for s in scenes}:
             return scenes
 
 
-def _in_row(thing: Thing, index: int, count: int) -> Thing:
-    """The thing at its place in a row of two or three."""
-    places, radius = ((0.27, 0.73), 0.15) if count == 2 else ((0.19, 0.5, 0.81), RADIUS_OF_THREE)
-    return replace(thing, x=places[index], y=0.5, radius=radius, size="medium")
+def shown_on(scenes: Iterable[Scene], background: str) -> bool:
+    """Whether every scene's things can be seen on a background."""
+    return {thing.colour for scene in scenes for thing in scene.things} <= set(VISIBLE[background])
+
+
+def _row(scenes: tuple[Scene, ...]) -> tuple[Thing, ...]:
+    """The first things of two or three scenes at their places in a row."""
+    places, radius = ((0.27, 0.73), 0.15) if len(scenes) == 2 else ((0.19, 0.5, 0.81), RADIUS_OF_THREE)
+    return tuple(
+        replace(scene.things[0], x=x, y=0.5, radius=radius, size="medium")
+        for x, scene in zip(places, scenes, strict=True)
+    )
 
 
 EDITS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from training.captions import Kind, sample
 from training.draw import Scene, render
 from training.edits import MIX, Change, sample_edit
+from training.families import Family, choices, meetings, sample_family
 from training.runs import autocast, flush_denormals
 from training.vae import encode, fast_group_norm
 
@@ -27,7 +28,8 @@ from training.vae import encode, fast_group_norm
 @dataclass(frozen=True, slots=True)
 class Group:
     """What a pool holds. width, height: pixels. references: 0 for captions, else the number of reference pictures.
-    stretch: 2 for pictures that stand in for ones twice as large. loose: share of loose captions."""
+    stretch: 2 for pictures that stand in for ones twice as large. loose: share of loose captions. family: edits come
+    in families instead of one by one."""
 
     count: int
     width: int
@@ -36,6 +38,7 @@ class Group:
     stretch: int = 1
     kind: Kind | None = None
     loose: float = 0.25
+    family: Family | None = None
 
 
 AT_ONCE = 4  # pictures an encoder pass takes: more fall out of a small processor's cache
@@ -46,6 +49,9 @@ GROUPS = {
     "edit128x2": Group(1500, 128, 128, references=2, stretch=2),
     "edit128x3": Group(500, 128, 128, references=3, stretch=2),
     "edit128x4": Group(250, 128, 128, references=4, stretch=2),
+    "choose128": Group(40000, 128, 128, references=1, stretch=2, family=choices),
+    "meet128x2": Group(5000, 128, 128, references=2, stretch=2, family=meetings),
+    "meet128x3": Group(2500, 128, 128, references=3, stretch=2, family=meetings),
     "all256": Group(3000, 256, 256),
     "edit256": Group(1200, 256, 256, references=1),
     "edit256x2": Group(250, 256, 256, references=2),
@@ -80,30 +86,22 @@ def interest(target: Scene, source: Scene | None, height: int, width: int) -> Te
 def build(group: Group, vae: AutoencoderKLFlux2, seed: int, batch: int = 48) -> dict[str, object]:
     """Draws and encodes one group. latents: (n, 32, h/16, w/16) float16; references: (n, r, 32, h/16, w/16) or None."""
     rng = np.random.default_rng(seed)
-    changes = tuple(c for c in MIX if group.references in COUNTS[c])
-    weights = np.array([MIX[c] for c in changes])
-    texts, tokens, latents, references = [], [], [], []
+    texts: list[str] = []
+    tokens, latents, references = [], [], []
     while len(texts) < group.count:
-        targets, sources = [], []
-        for _ in range(min(batch, group.count - len(texts))):
-            if group.references:
-                while True:
-                    edit = sample_edit(rng, changes[int(rng.choice(len(changes), p=weights / weights.sum()))])
-                    if len(edit.references) == group.references:
-                        break
-                targets.append(edit.target)
-                sources.extend(edit.references)
-                text, source = edit.text, edit.references[0] if group.references == 1 else None
-            else:
-                made = sample(rng, group.kind, group.loose)
-                targets.append(made.scene)
-                text, source = made.text, None
+        made: list[tuple[str, Scene, tuple[Scene, ...]]] = []
+        while len(made) < min(batch, group.count - len(texts)):
+            made += draw_some(group, rng)
+        for text, target, given in made:
             texts.append(text)
-            tokens.append(interest(targets[-1], source, group.height // 16, group.width // 16))
-        latents.append(encode_scenes(vae, targets, group))
-        if sources:
-            made = encode_scenes(vae, sources, group)
-            references.append(made.view(len(targets), group.references, *made.shape[1:]))
+            source = given[0] if group.references == 1 else None
+            tokens.append(interest(target, source, group.height // 16, group.width // 16))
+        scenes = list(dict.fromkeys(scene for _, target, given in made for scene in (target, *given)))
+        place = {scene: index for index, scene in enumerate(scenes)}
+        encoded = encode_scenes(vae, scenes, group)
+        latents.append(encoded[torch.tensor([place[target] for _, target, _ in made])])
+        if group.references:
+            references.append(encoded[torch.tensor([[place[scene] for scene in given] for _, _, given in made])])
     return {
         "texts": texts,
         "interest": torch.stack(tokens),
@@ -111,6 +109,20 @@ def build(group: Group, vae: AutoencoderKLFlux2, seed: int, batch: int = 48) -> 
         "stretch": group.stretch,
         "references": torch.cat(references) if references else None,
     }
+
+
+def draw_some(group: Group, rng: np.random.Generator) -> list[tuple[str, Scene, tuple[Scene, ...]]]:
+    """A caption, an edit or a family of edits: text, target and references of each."""
+    if group.family:
+        edits = sample_family(rng, group.family)
+    elif group.references:
+        changes = tuple(c for c in MIX if group.references in COUNTS[c])
+        weights = np.array([MIX[c] for c in changes])
+        edits = [sample_edit(rng, changes[int(rng.choice(len(changes), p=weights / weights.sum()))])]
+    else:
+        made = sample(rng, group.kind, group.loose)
+        return [(made.text, made.scene, ())]
+    return [(e.text, e.target, e.references) for e in edits if len(e.references) == group.references]
 
 
 COUNTS: dict[Change, tuple[int, ...]] = {
@@ -145,15 +157,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.groups:
         started, group = time.monotonic(), GROUPS[name]
-        scaled = Group(
-            max(1, int(group.count * options.scale)),
-            group.width,
-            group.height,
-            group.references,
-            group.stretch,
-            group.kind,
-            group.loose,
-        )
+        scaled = replace(group, count=max(1, int(group.count * options.scale)))
         torch.save(build(scaled, vae, seed=100 + list(GROUPS).index(name)), options.out / f"{name}.pt")
         print(f"{name}: {scaled.count} in {time.monotonic() - started:.0f} s", flush=True)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,8 @@ class Stage:
     the noise levels;
     tokens: transformer tokens per batch; edits_from: progress at which edits join; full_length: share of batches
     with all 64 text tokens; objective: see `objectives`; frozen_encoder: the text encoder stays, so that variants that
-    share it stay valid."""
+    share it stay valid; kv_share: share of batches with the KV variant's masking, so that what is learned about
+    references serves it too."""
 
     start: str
     steps: int
@@ -52,6 +53,7 @@ class Stage:
     teacher: str = ""
     edits_from: float = 0.0
     frozen_encoder: bool = False
+    kv_share: float = 0.0
 
 
 FULL = {  # shares are of batches, so of computing
@@ -71,6 +73,7 @@ FULL = {  # shares are of batches, so of computing
 }
 MOSTLY = {"all256": 0.8, "edit256": 0.15, "edit256x2": 0.02, "all192x256": 0.015, "all256x192": 0.015}
 GIVEN = {"all256": 0.25, "edit256": 0.4, "edit256x2": 0.2, "edit256x3": 0.08, "edit256x4": 0.05, "all192x256": 0.02}
+CHOOSE = {"choose128": 0.54, "edit128": 0.12, "meet128x2": 0.14, "meet128x3": 0.08, "edit128x2": 0.02, "all128": 0.1}
 PRACTICE = {  # what the base stage is still weak at: edits, mostly where they are cheap, and other sizes
     "edit128": 0.25,
     "edit128x2": 0.05,
@@ -103,8 +106,19 @@ STAGES = {
     "polish": Stage("pictures", 260, 2e-3, MOSTLY, mean=1.3, tokens=3000, average=0.99, full_length=0.4, floor=0.02),
     "edits": Stage("polish", 2200, 4e-3, EDITS, mean=1.2, average=0.997, full_length=0.2, floor=0.2),
     "base": Stage("edits", 2000, 3e-3, FULL, mean=1.3, tokens=4000, average=0.998, full_length=0.4, floor=0.01),
-    "practice": Stage(
+    "choose": Stage(
         "base",
+        4500,
+        4e-3,
+        CHOOSE,
+        mean=2.0,  # which thing an edit means is decided where there is little but noise
+        average=0.998,
+        floor=0.02,
+        frozen_encoder=True,
+        kv_share=0.4,
+    ),
+    "practice": Stage(
+        "choose",
         2000,
         3e-3,
         PRACTICE,
@@ -196,7 +210,8 @@ def objective(
         return pool.draw(drop, stage.full_length).to(generator.device)
 
     def plain() -> Tensor:
-        return flow(student, draw(0.1), stage.mean, stage.spread, generator)
+        as_kv = pool.rng.random() < stage.kv_share
+        return flow(replace(student, kv=as_kv), draw(0.1), stage.mean, stage.spread, generator)
 
     def in_few_steps() -> Tensor:
         assert teacher is not None
@@ -242,7 +257,7 @@ def main() -> None:
     )
     trained = nn.ModuleDict({"transformer": transformer, "encoder": encoder}).to(options.device)
     student = Student(transformer, encoder, pool.empty, kv=stage.objective == "kv")
-    if student.kv:
+    if student.kv or stage.kv_share:
         install_kv(transformer)
     teacher = None
     if stage.teacher:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from training import pool
 from training.batches import Batch
 from training.captions import Kind, sample
 from training.draw import SHAPES, Scene, Thing
-from training.edits import Change, sample_edit
-from training.pool import COUNTS, GROUPS, interest
+from training.edits import Change, Edit, sample_edit
+from training.families import Family, choices, meetings, sample_family
+from training.pool import COUNTS, GROUPS, Group, interest
 from training.runs import autocast, fast_dtype
 from training.transformer import STAGES
 
@@ -34,6 +36,30 @@ def test_every_stage_draws_from_groups_that_are_made() -> None:
     assert {name for stage in STAGES.values() for name in stage.mix} <= GROUPS.keys()
     assert all(not stage.teacher or stage.teacher in STAGES for stage in STAGES.values())
     assert {group.references for group in GROUPS.values()} == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(("family", "references"), [(choices, 1), (meetings, 2), (meetings, 3)])
+def test_a_family_is_encoded_once_and_every_edit_finds_its_scenes(
+    monkeypatch: pytest.MonkeyPatch, family: Family, references: int
+) -> None:
+    numbers: dict[Scene, int] = {}
+
+    def number(vae: object, scenes: list[Scene], group: Group) -> torch.Tensor:
+        assert not set(scenes) & numbers.keys()
+        numbers.update((scene, len(numbers)) for scene in scenes)
+        return torch.tensor([float(numbers[scene]) for scene in scenes]).view(-1, 1, 1, 1).expand(-1, 32, 8, 8)
+
+    monkeypatch.setattr(pool, "encode_scenes", number)
+    made = pool.build(Group(20, 128, 128, references, family=family), None, seed=5)  # type: ignore[arg-type]
+    rng = np.random.default_rng(5)
+    edits: list[Edit] = []
+    while len(edits) < 20:
+        edits += [edit for edit in sample_family(rng, family) if len(edit.references) == references]
+    assert made["texts"] == [edit.text for edit in edits]
+    assert made["latents"][:, 0, 0, 0].tolist() == [numbers[edit.target] for edit in edits]  # type: ignore[index]
+    found = made["references"][:, :, 0, 0, 0].tolist()  # type: ignore[index]
+    assert found == [[numbers[scene] for scene in edit.references] for edit in edits]
+    assert len(numbers) < 20 * (1 + references)
 
 
 @pytest.mark.parametrize("references", [1, 2, 3, 4])

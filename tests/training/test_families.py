@@ -1,0 +1,68 @@
+"""Families of edits: what they share, and that each is an edit by itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from training.edits import Change, is_held_out
+from training.families import choices, meetings, sample_family
+
+
+def family(seed: int, kind=choices):  # type: ignore[no-untyped-def]
+    return sample_family(np.random.default_rng(seed), kind)
+
+
+def test_one_picture_comes_with_instructions_for_different_things() -> None:
+    """What is named can only be learned where the reference alone does not tell it."""
+    edits = [edit for seed in range(20) for edit in family(seed)]
+    instructions = Counter(edit.references[0] for edit in edits)
+    assert sum(count >= 4 for count in instructions.values()) >= 20
+    removed = [edit for edit in edits if edit.change is Change.REMOVE]
+    targets = {edit.references[0]: set() for edit in removed}  # type: ignore[var-annotated]
+    for edit in removed:
+        targets[edit.references[0]].add(edit.target)
+    assert sum(len(left) == 2 for left in targets.values()) >= 15
+
+
+@pytest.mark.parametrize("kind", [choices, meetings])
+def test_scenes_are_shared(kind) -> None:  # type: ignore[no-untyped-def]
+    edits = [edit for seed in range(20) for edit in family(seed, kind)]
+    scenes = {scene for edit in edits for scene in (edit.target, *edit.references)}
+    assert len(scenes) < sum(1 + len(edit.references) for edit in edits) / 2
+
+
+def test_an_edit_changes_one_thing_and_says_which() -> None:
+    for seed in range(30):
+        for edit in family(seed):
+            before, after = Counter(edit.references[0].things), Counter(edit.target.things)
+            gone, new = list((before - after).elements()), list((after - before).elements())
+            assert len(gone) <= 1 and len(new) <= 1 and (gone or new), edit.text
+            assert not gone or gone[0].shape in edit.text
+            assert edit.references[0].background == edit.target.background
+
+
+def test_most_instructions_come_with_their_inverse() -> None:
+    edits = [edit for seed in range(20) for edit in family(seed) if edit.change is not Change.REMOVE]
+    ways = {(edit.references[0], edit.target) for edit in edits}
+    swaps = [edit for edit in edits if edit.change in (Change.RECOLOUR, Change.REPLACE)]
+    back = [(edit.target, edit.references[0]) in ways for edit in swaps]
+    assert np.mean(back) > 0.85  # those of the test set are left out
+
+
+def test_things_that_meet_keep_their_looks() -> None:
+    edits = [edit for seed in range(10) for edit in family(seed, meetings)]
+    assert {len(edit.references) for edit in edits} == {2, 3, 4}
+    for edit in edits:
+        given = [(t.shape, t.colour) for scene in edit.references for t in scene.things]
+        assert [(t.shape, t.colour) for t in edit.target.things] == given
+        ground = edit.references[-1 if edit.change is Change.GATHER_ON else 0]
+        assert edit.target.background == ground.background
+
+
+def test_the_test_set_stays_out() -> None:
+    edits = [edit for kind in (choices, meetings) for seed in range(30) for edit in family(seed, kind)]
+    assert not any(is_held_out(edit) for edit in edits)
+    assert any(is_held_out(edit) for seed in range(30) for edit in choices(np.random.default_rng(seed)))
