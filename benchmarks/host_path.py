@@ -10,8 +10,9 @@ of the server's process for one request, which other work on the machine hardly 
 Baseline: the least that could answer at all, a FastAPI route that draws the same picture in a thread, encodes it with
 Pillow and returns it, without queue, record, stored file or second process.
 
-Second table: the same server inside this process, so that the moment the pixels are finished can be noted. Once with
-the fake engine's drawings, which are easy to encode, and once with a picture that has as much detail as a photo.
+Second table: the same server with its engine in a thread, so that the moment the pixels are finished can be noted, and
+the client in this process. Once with the fake engine's drawings, which are easy to encode, and once with a picture that
+has as much detail as a photo.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import asyncio
 import base64
 import io
+import logging
 import multiprocessing
 import re
 import socket
@@ -30,6 +32,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +100,13 @@ def after_the_pixels(rounds: int) -> dict[str, float]:
     rows, medians = [], {}
     frames = between_processes(1024, rounds)
     for what, picture in (("drawing", None), ("photo", detailed(1024))):
-        stamps: list[float] = []
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            in_process(Path(folder), lambda picture=picture, stamps=stamps: StampedEngine(stamps, picture)) as url,
-            httpx.Client(timeout=60) as http,
-        ):
+        with stamped_server(picture) as (url, finished), httpx.Client(timeout=60) as http:
             for kind, bar in BYTES_BAR_MS.items():
                 waits = []
                 for _ in range(rounds + UNTIMED):
                     size = len(ask(http, url, 1024, kind))
-                    waits.append((time.perf_counter() - stamps[-1]) * 1000)
+                    now = time.perf_counter()
+                    waits.append((now - finished()) * 1000)
                 waits = waits[UNTIMED:]
                 name = f"{what} {kind}"
                 medians[name] = round(statistics.median(waits) + statistics.median(frames), 2)
@@ -262,16 +261,18 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 
 class StampedEngine(FakeEngine):
-    """Notes the moment a picture is finished. picture: the pixels of every picture, None for the engine's own."""
+    """Tells the moment a picture is finished. picture: the pixels of every picture, None for the engine's own."""
 
-    def __init__(self, stamps: list[float], picture: bytes | None) -> None:
+    def __init__(self, tell: Callable[[float], None], picture: bytes | None) -> None:
         super().__init__()
-        self.stamps = stamps
+        self.tell = tell
         self.picture = picture
 
     def step(self) -> list[EngineEvent]:
         events = [self._swapped(event) for event in super().step()]
-        self.stamps.extend(time.perf_counter() for event in events if isinstance(event, Picture))
+        for event in events:
+            if isinstance(event, Picture):
+                self.tell(time.perf_counter())
         return events
 
     def _swapped(self, event: EngineEvent) -> EngineEvent:
@@ -281,28 +282,38 @@ class StampedEngine(FakeEngine):
 
 
 @contextmanager
-def in_process(folder: Path, engine: Callable[[], FakeEngine]) -> Iterator[str]:
-    """A whole server in a thread of this process, its engine in another."""
-    listener, ready, stop = bind("127.0.0.1", 0), threading.Event(), threading.Event()
+def stamped_server(picture: bytes | None) -> Iterator[tuple[str, Callable[[], float]]]:
+    """A whole server in a process of its own, its engine in a thread of it: its address, and when its next picture was
+    finished, by the clock that the processes share."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = multiprocessing.Pipe()
+        child = multiprocessing.get_context("spawn").Process(
+            target=serve_stamped, args=(Path(folder), picture, theirs), daemon=True
+        )
+        child.start()
+        try:
+            yield ours.recv(), ours.recv
+        finally:
+            ours.send("stop")
+            child.join()
+
+
+def serve_stamped(folder: Path, picture: bytes | None, pipe: Connection) -> None:
+    """Sends its address, then the moment of every picture; ends when something comes back."""
+    configure_logging("text")
+    logging.disable()
 
     async def live() -> None:
-        settings = Settings(data=folder, engine=EngineKind.FAKE)
-        async with Server(settings, pool=LocalPool(engine)) as server:
+        listener, settings = bind("127.0.0.1", 0), Settings(data=folder, engine=EngineKind.FAKE)
+        async with Server(settings, pool=LocalPool(lambda: StampedEngine(pipe.send, picture))) as server:
             web = WebServer(server.app, settings)
             answering = asyncio.create_task(web.serve([listener]))
-            ready.set()
-            await asyncio.to_thread(stop.wait)
+            pipe.send(f"http://127.0.0.1:{listener.getsockname()[1]}")
+            await asyncio.to_thread(pipe.recv)
             web.should_exit = True
             await answering
 
-    thread = threading.Thread(target=asyncio.run, args=(live(),))
-    thread.start()
-    ready.wait()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        stop.set()
-        thread.join()
+    asyncio.run(live())
 
 
 def wait_until_ready(http: httpx.Client, url: str) -> None:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="how long requests arrive")
     parser.add_argument("--rate", type=float, default=0.9, help="share of the plain server's capacity")
     parser.add_argument("--model", default="embedded", choices=("embedded", "mid"))
-    parser.add_argument("--memory-tasks", type=int, default=2000)
+    parser.add_argument("--memory-tasks", type=int, default=2000, help="0: no memory run")
     parser.add_argument("--memory-only", action="store_true")
     given = parser.parse_args()
     header("load", **vars(given))
@@ -82,15 +82,21 @@ def main() -> None:
     with models([given.model]) as [model]:
         with plain(model.folder) as url:
             alone = asyncio.run(times_alone(ask_plain(url)))
+            told("plain, alone", {kind.name: seconds for kind, seconds in alone.items()})
             rate = given.rate / sum(kind.share * alone[kind] for kind in KINDS)
             arrivals = schedule(rate, given.seconds)
             theirs = asyncio.run(open_loop(ask_plain(url), arrivals))
+            told("plain, under load", {"pictures a second": theirs.throughput, "p95": p95(theirs.of(None))})
             their_fairness = asyncio.run(beside_long_ones(ask_plain(url)))
+            told("plain, 4 steps beside 50", {"p95": their_fairness})
         with darkroom(model.folder) as server:
             ours_alone = asyncio.run(times_alone(ask_darkroom(server.url)))
+            told("ours, alone", {kind.name: seconds for kind, seconds in ours_alone.items()})
             ours = asyncio.run(open_loop(ask_darkroom(server.url), arrivals))
+            told("ours, under load", {"pictures a second": ours.throughput, "p95": p95(ours.of(None))})
             our_fairness = asyncio.run(beside_long_ones(ask_darkroom(server.url)))
-            slopes = asyncio.run(memory_slopes(server, given.memory_tasks))
+            told("ours, 4 steps beside 50", {"p95": our_fairness})
+            slopes = asyncio.run(memory_slopes(server, given.memory_tasks)) if given.memory_tasks else {}
     print(f"{len(arrivals)} requests, {rate:.2f} a second; seconds from request to picture:\n")
     rows = [compared(kind.name, ours_alone[kind], alone[kind], ours.of(kind), theirs.of(kind)) for kind in KINDS]
     rows.append(compared("all", "-", "-", ours.of(None), theirs.of(None)))
@@ -103,7 +109,8 @@ def main() -> None:
             ("4 steps beside 50 steps, p95 over alone", fair, plain_fair, FAIR_BAR),
         ],
     )
-    print(f"Memory over {given.memory_tasks} tasks, MB for each thousand: {slopes}\n")
+    if slopes:
+        print(f"Memory over {given.memory_tasks} tasks, MB for each thousand: {slopes}\n")
     ratios = {
         "throughput": ours.throughput / theirs.throughput,
         "p95": p95(ours.of(None)) / p95(theirs.of(None)),
@@ -111,6 +118,12 @@ def main() -> None:
         "fairness": fair,
     }
     result("load", ratios, memory_mb_per_thousand=slopes)
+
+
+def told(what: str, figures: Mapping[str, float]) -> None:
+    """The whole takes minutes: what is known already goes to the error stream."""
+    known = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+    print(f"{what}: {known}", file=sys.stderr, flush=True)
 
 
 # What is measured

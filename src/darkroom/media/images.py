@@ -18,6 +18,7 @@ from typing import Any, Final
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from darkroom.errors import InputImageError
+from darkroom.media.jpeg import encode_jpeg
 from darkroom.types import ImageFormat, Output, Pixels
 
 METADATA_KEY: Final = "darkroom"  # of the PNG text chunk; JPEG and WEBP carry it as the EXIF user comment
@@ -122,14 +123,14 @@ def encode(pixels: Pixels, output: Output, metadata: dict[str, Any] | None = Non
 
         texts = {METADATA_KEY: json.dumps(written, ensure_ascii=False)} if written else {}
         return encode_png(pixels, texts), "image/png", "png"
-    image = _as_image(pixels)
-    file = io.BytesIO()
-    options: dict[str, Any] = {"quality": output.quality, **({"exif": _exif(written)} if written else {})}
+    exif = _exif(written) if written else None
     if output.format is ImageFormat.WEBP:
-        image.save(file, "WEBP", method=WEBP_METHOD, **options)
+        file = io.BytesIO()
+        options = {} if exif is None else {"exif": exif}
+        _as_image(pixels).save(file, "WEBP", method=WEBP_METHOD, quality=output.quality, **options)
         return file.getvalue(), "image/webp", "webp"
-    image.save(file, "JPEG", subsampling=0 if output.quality >= FULL_CHROMA_FROM else 2, **options)
-    return file.getvalue(), "image/jpeg", "jpg"
+    data = encode_jpeg(pixels, output.quality, full_chroma=output.quality >= FULL_CHROMA_FROM, exif=exif)
+    return data, "image/jpeg", "jpg"
 
 
 def read_metadata(data: bytes) -> dict[str, Any]:
