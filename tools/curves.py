@@ -22,6 +22,7 @@ ORDER = (
     "polish",
     "edits",
     "base",
+    "choose",
     "practice",
     "distilled",
     "kv",

@@ -53,6 +53,8 @@ GROUPS = {
     "meet128x2": Group(5000, 128, 128, references=2, stretch=2, family=meetings),
     "meet128x3": Group(2500, 128, 128, references=3, stretch=2, family=meetings),
     "all256": Group(3000, 256, 256),
+    "choose256": Group(2000, 256, 256, references=1, family=choices),
+    "meet256x2": Group(600, 256, 256, references=2, family=meetings),
     "edit256": Group(1200, 256, 256, references=1),
     "edit256x2": Group(250, 256, 256, references=2),
     "edit256x3": Group(80, 256, 256, references=3),

@@ -1,6 +1,7 @@
 """Rebuild a runs folder from exported weights, so that training can go on from what is committed.
 
 python -m training.restore --embedded src/darkroom/embedded --runs runs base=base distilled=distilled flex=flex
+python -m training.restore --runs runs practice=training/unfinished/practice    # a folder instead of a variant
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embedded", type=Path, default=Path("src/darkroom/embedded"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("stages", nargs="+", metavar="STAGE=VARIANT")
+    parser.add_argument("stages", nargs="+", metavar="STAGE=VARIANT", help="or STAGE=FOLDER")
     options = parser.parse_args()
     for name, place in (("tokenizer", "tokenizer"), ("vae", "vae/vae")):
         shutil.copytree(options.embedded / name, options.runs / place, dirs_exist_ok=True)
     for item in options.stages:
         stage, variant = item.split("=")
-        folder = options.embedded / variant / "transformer"
+        packaged = options.embedded / variant
+        folder = (packaged if packaged.exists() else Path(variant)) / "transformer"
         transformer = Flux2Transformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
         (options.runs / stage).mkdir(parents=True, exist_ok=True)
         state = {"transformer": transformer.state_dict(), "encoder": text_encoder(options.embedded, variant)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from training import export, flex
+from training import export, flex, restore
 from training.flex import build_flex_encoder, deep_flex_encoder
 from training.graft import graft
 from training.model import build_text_encoder, build_transformer
@@ -46,3 +49,14 @@ def test_a_graft_onto_something_else_is_an_error() -> None:
     state = build_transformer().state_dict()
     with pytest.raises(KeyError, match="no descendant"):
         graft({"other": torch.zeros(1)}, state, state)
+
+
+def test_training_goes_on_from_a_folder_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stage that is not shipped yet; text encoder, tokenizer and autoencoder are the package's."""
+    unfinished = Path(__file__).parents[2] / "training" / "unfinished" / "practice"
+    monkeypatch.setattr("sys.argv", ["restore", "--runs", str(tmp_path), f"practice={unfinished}"])
+    restore.main()
+    back = torch.load(tmp_path / "practice" / "weights.pt", weights_only=True)
+    stored = load_file(unfinished / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert_same(back["transformer"], {name: value.float() for name, value in stored.items()})
+    assert (tmp_path / "vae" / "vae" / "config.json").exists() and (tmp_path / "tokenizer").exists()
