@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.live import LiveServer
 
@@ -55,6 +55,22 @@ def test_first_picture_within_three_clicks(page: Page, server: LiveServer) -> No
 def test_demo_mode_names_the_command_that_installs_weights(page: Page, server: LiveServer) -> None:
     page.goto(server.url)
     expect(page.locator("#demo")).to_contain_text("darkroom pull")
+
+
+def test_pictures_chosen_before_the_models_are_known_are_kept(page: Page, server: LiveServer) -> None:
+    held: list[Route] = []
+    page.route("**/schema", lambda route: held.append(route))
+    page.goto(server.url)
+    while not held:
+        page.wait_for_timeout(20)
+    file = {"name": "orange.png", "mimeType": "image/png", "buffer": picture("orange")}
+    page.locator("#reference-file").set_input_files([file])
+    expect(page.locator(".references li")).to_have_count(1)
+    for route in held:
+        route.continue_()
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    expect(page.locator("#references .hint").first).to_contain_text("1 of")
+    expect(page.locator(".references li")).to_have_count(1)
 
 
 def test_edit_with_two_references(page: Page, server: LiveServer) -> None:

@@ -6,7 +6,7 @@ export class References {
   constructor(root, onChange) {
     this.onChange = onChange;
     this.items = []; // {source: what goes on the wire, preview: what the page shows, name}
-    this.max = 0;
+    this.max = Infinity; // until the model is known: what is chosen before that is kept
     this.list = h("ol", { class: "references" });
     this.file = h("input", { type: "file", id: "reference-file", accept: "image/*", multiple: true, class: "sr", onchange: () => this.files(this.file.files) });
     this.url = h("input", { type: "url", id: "reference-url", placeholder: "https://…", "aria-label": "Address of a reference image" });
@@ -91,7 +91,7 @@ export class References {
 
   render() {
     this.error("");
-    this.count.textContent = this.max ? `${this.items.length} of ${this.max}` : "";
+    this.count.textContent = this.max > 0 && this.max < Infinity ? `${this.items.length} of ${this.max}` : "";
     this.list.replaceChildren(...this.items.map((item, i) => this.tile(item, i)));
     this.onChange();
   }
