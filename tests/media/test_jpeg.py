@@ -64,7 +64,7 @@ def test_systems_without_files_in_memory_get_the_same(monkeypatch: pytest.Monkey
 def test_other_threads_run_meanwhile() -> None:
     """An event loop must not stand still while a picture is encoded: in one go that took nine tenths of the time."""
     done, turns = threading.Event(), 0
-    pixels = noise(2048, STRIP_ROWS)
+    pixels = noise(8192, STRIP_ROWS)  # tens of milliseconds: a busy machine's scheduler takes turns meanwhile
 
     def encode() -> None:
         encode_jpeg(pixels, 95, full_chroma=True)
@@ -73,7 +73,7 @@ def test_other_threads_run_meanwhile() -> None:
     thread = threading.Thread(target=encode)
     thread.start()
     while not done.is_set():
-        time.sleep(0)
+        time.sleep(0)  # no wait: gives the interpreter's lock away once
         turns += 1
     thread.join()
     assert turns > 60
