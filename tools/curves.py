@@ -22,11 +22,14 @@ ORDER = (
     "polish",
     "edits",
     "base",
-    "choose",
-    "practice",
     "distilled",
     "kv",
     "flex",
+    "choose",
+    "practice",
+    "distilled_edits",
+    "kv_edits",
+    "flex_edits",
 )
 PANEL, MARGIN, COLUMNS, SCALE = (236, 132), 30, 4, 2  # drawn at twice the size and reduced: smooth lines
 INK, LINE, GRID = (40, 44, 52), (38, 92, 204), (226, 228, 232)

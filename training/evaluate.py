@@ -22,9 +22,10 @@ from training.captions import ONE, THREE, TWO, Kind, Sample, pick, sample
 from training.check import Verdict, judge, look, same_scene
 from training.draw import render
 from training.edits import ONE_REFERENCE, Change, sample_edit
+from training.flex import build_flex_encoder, encode_flex_prompts, flex_tokenizer
 from training.model import build_text_encoder, build_transformer, install_kv
 from training.sample import Sampler
-from training.tokens import TEXT_TOKENS
+from training.tokens import TEXT_TOKENS, encode_prompts
 
 BARS = {"one": 95.0, "two": 85.0, "three": 70.0, "edit": 80.0}  # percent fully right
 NEAR_BASE = 8.0  # points that distilled and kv may stay below base
@@ -41,17 +42,21 @@ class Setting:
 SETTINGS = {"base": Setting(28, 3.5), "distilled": Setting(4, 1.0), "kv": Setting(4, 1.0), "flex": Setting(12, 2.5)}
 
 
-def from_run(runs: Path, stage: str) -> Sampler:
-    """A sampler over the averaged weights of a training stage."""
+def from_run(runs: Path, stage: str, variant: str = "base") -> Sampler:
+    """A sampler over the averaged weights of a training stage, used as that variant."""
     tokenizer = Qwen2Tokenizer.from_pretrained(runs / "tokenizer")
+    vae = AutoencoderKLFlux2.from_pretrained(runs / "vae" / "vae").eval()
     state = torch.load(runs / stage / "weights.pt", weights_only=True)
-    transformer, encoder = build_transformer(), build_text_encoder(len(tokenizer))
+    flex = variant == "flex"
+    own = flex_tokenizer(tokenizer) if flex else tokenizer
+    encoder = build_flex_encoder(len(own)) if flex else build_text_encoder(len(own))
+    transformer = build_transformer(guidance_embeds=flex)
     transformer.load_state_dict(state["transformer"])
     encoder.load_state_dict(state["encoder"])
-    if stage == "kv":
+    if variant == "kv":
         install_kv(transformer)
-    vae = AutoencoderKLFlux2.from_pretrained(runs / "vae" / "vae")
-    return Sampler(transformer.eval(), encoder.eval(), tokenizer, vae.eval(), kv=stage == "kv")
+    prompts = encode_flex_prompts if flex else encode_prompts
+    return Sampler(transformer.eval(), encoder.eval(), own, vae, kv=variant == "kv", embedded=flex, prompts=prompts)
 
 
 class Spread(torch.nn.Module):
@@ -203,7 +208,7 @@ def main() -> None:
     reports = []
     names = [options.as_variant] if options.runs else [v for v in options.variants if (options.embedded / v).exists()]
     for name in names:
-        sampler = from_run(options.runs, options.stage) if options.runs else from_package(options.embedded, name)
+        sampler = from_run(options.runs, options.stage, name) if options.runs else from_package(options.embedded, name)
         sampler.text_length = options.text_tokens
         reports.append(evaluate(name, sampler, options.count, options.edits))
         print(json.dumps(reports[-1]), flush=True)

@@ -26,6 +26,7 @@ from training.model import image_positions, plain_attention, to_tokens
 from training.objectives import Student, flow
 from training.optimiser import cosine
 from training.runs import Run, autocast, flush_denormals
+from training.schedule import draw_sigma
 from training.tokens import TEXT_TOKENS, encode_prompts
 from training.transformer import build_teacher
 from training.vae import encode
@@ -94,7 +95,7 @@ def main() -> None:
     while step < run.steps:
         batch = pick(pool, torch.randint(options.examples, (8,), generator=generator))
         with autocast():
-            loss = flow(student, batch, 1.2, 1.3, generator)
+            loss = flow(student, batch, draw_sigma(len(batch.clean), 1.2, 1.3, generator), generator)
         loss.backward()
         for group in optimiser.param_groups:
             group["lr"] = 3e-3 * cosine(run.progress(step))

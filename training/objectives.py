@@ -1,7 +1,7 @@
 """What the transformers are trained to do: one function per objective, each returns a loss.
 
-flow: predict the velocity from noise to picture. guided: predict in one pass what a teacher says with classifier-free
-guidance.
+flow: predict the velocity from noise to picture. keep: predict what an earlier stage does. guided: predict in one
+pass what a teacher says with classifier-free guidance.
 few_steps: go in one step where a guided teacher goes in several, at the noise levels that four-step sampling visits.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.batches import Batch
 from training.model import text_states, velocity
-from training.schedule import draw_sigma, sigmas
+from training.schedule import sigmas
 
 
 @dataclass(slots=True)
@@ -78,40 +78,49 @@ def squared(made: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return ((made.float() - target).square().mean(-1) * weight).mean()
 
 
-def flow(student: Student, batch: Batch, mean: float, spread: float, generator: torch.Generator) -> Tensor:
-    """Rectified flow: at sigma the input is (1 - sigma) picture + sigma noise, the target noise - picture."""
+def noised(batch: Batch, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(1 - sigma) picture + sigma noise, and that noise; both as batch.clean."""
     noise = torch.randn(batch.clean.shape, generator=generator, device=generator.device)
-    sigma = draw_sigma(len(noise), mean, spread, generator)
     s = sigma.view(-1, 1, 1)
-    return squared(
-        student.says(batch, (1 - s) * batch.clean + s * noise, sigma, student.text(batch)),
-        noise - batch.clean,
-        batch.weight,
-    )
+    return (1 - s) * batch.clean + s * noise, noise
 
 
-def guided(
+def flow(
+    student: Student, batch: Batch, sigma: Tensor, generator: torch.Generator, guidance: Tensor | None = None
+) -> Tensor:
+    """Rectified flow: the target is noise - picture at every noise level sigma (n,). guidance (n,): what a student that
+    embeds it is told; nothing follows from it."""
+    noisy, noise = noised(batch, sigma, generator)
+    said = student.says(batch, noisy, sigma, student.text(batch), guidance)
+    return squared(said, noise - batch.clean, batch.weight)
+
+
+def keep(
     student: Student,
     teacher: Student,
     batch: Batch,
-    mean: float,
-    spread: float,
+    sigma: Tensor,
     generator: torch.Generator,
-    scales: tuple[float, float],
-    embedded: bool,
+    guidance: Tensor | None = None,
 ) -> Tensor:
-    """Guidance distillation; scales is the range that guidance is drawn from, embedded says that the student is
-    told the value."""
-    noise = torch.randn(batch.clean.shape, generator=generator, device=generator.device)
-    sigma = draw_sigma(len(noise), mean, spread, generator)
-    s = sigma.view(-1, 1, 1)
-    noisy = (1 - s) * batch.clean + s * noise
-    scale = scales[0] + (scales[1] - scales[0]) * torch.rand(len(noise), generator=generator, device=generator.device)
+    """Say what an earlier stage of the same kind says at noise levels sigma (n,): what it knew is kept while something
+    else is learned, and its velocity, unlike that towards one picture, has no noise of its own.
+
+    Source: learning without forgetting, Li & Hoiem 2016, arXiv:1606.09282."""
+    noisy, _ = noised(batch, sigma, generator)
+    with torch.no_grad():
+        target = teacher.says(batch, noisy, sigma, teacher.text(batch), guidance).float()
+    return squared(student.says(batch, noisy, sigma, student.text(batch), guidance), target, batch.weight)
+
+
+def guided(
+    student: Student, teacher: Student, batch: Batch, sigma: Tensor, scale: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Guidance distillation at noise levels sigma (n,): the student is told the guidance scale (n,)."""
+    noisy, _ = noised(batch, sigma, generator)
     with torch.no_grad():
         target = teacher.guided(batch, noisy, sigma, teacher.taught(batch), teacher.no_text(batch), scale)
-    return squared(
-        student.says(batch, noisy, sigma, student.text(batch), scale if embedded else None), target, batch.weight
-    )
+    return squared(student.says(batch, noisy, sigma, student.text(batch), scale), target, batch.weight)
 
 
 def few_steps(

@@ -1,7 +1,7 @@
 """Rebuild a runs folder from exported weights, so that training can go on from what is committed.
 
 python -m training.restore --embedded src/darkroom/embedded --runs runs base=base distilled=distilled flex=flex
-python -m training.restore --runs runs practice=training/unfinished/practice    # a folder instead of a variant
+python -m training.restore --runs runs practice=somewhere/practice    # a folder instead of a variant
 """
 
 from __future__ import annotations

@@ -22,3 +22,11 @@ def draw_sigma(count: int, mean: float, spread: float, generator: torch.Generato
     sigma = torch.sigmoid(mean + spread * torch.randn(count, generator=generator, device=device))
     even, chosen = torch.rand(2, count, generator=generator, device=device)
     return torch.where(chosen < uniform, even, sigma)
+
+
+def draw_level(count: int, tokens: int, generator: torch.Generator, steps: int = 4) -> Tensor:
+    """Training noise levels (count,) out of those that few-step sampling visits; the last ones, where details are
+    made, a little more often. tokens: of the picture; small grids stand in for 256 px."""
+    levels = sigmas(steps, max(256, tokens))[:-1].to(generator.device)
+    weights = torch.linspace(1.0, 1.6, steps, device=generator.device)
+    return levels[torch.multinomial(weights, count, replacement=True, generator=generator)]

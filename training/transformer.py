@@ -23,11 +23,13 @@ from transformers import Qwen2Tokenizer
 from training.batches import Batch, Pool
 from training.flex import build_flex_encoder, encode_flex_prompts, flex_tokenizer
 from training.model import build_text_encoder, build_transformer, install_kv, plain_attention, split_parameters
-from training.objectives import Student, few_steps, flow, guided
+from training.objectives import Student, few_steps, flow, guided, keep
 from training.optimiser import Average, BatchedMuon, cosine
 from training.runs import Run, Threads, autocast, flush_denormals
+from training.schedule import draw_level, draw_sigma
 
 GUIDANCE = 3.5  # of the base model, folded into the distilled ones
+KEPT_TOKENS = 256  # captions of 256 px are kept; other sizes the earlier stages hardly know, so they are learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Stage:
     tokens: transformer tokens per batch; edits_from: progress at which edits join; full_length: share of batches
     with all 64 text tokens; objective: see `objectives`; frozen_encoder: the text encoder stays, so that variants that
     share it stay valid; kv_share: share of batches with the KV variant's masking, so that what is learned about
-    references serves it too."""
+    references serves it too; keep: the stage whose pictures for 256 px captions stay as they are; four_steps: noise
+    only at the levels that four-step sampling visits; flex: guidance as an input and the Mistral encoder."""
 
     start: str
     steps: int
@@ -54,6 +57,9 @@ class Stage:
     edits_from: float = 0.0
     frozen_encoder: bool = False
     kv_share: float = 0.0
+    keep: str = ""
+    four_steps: bool = False
+    flex: bool = False
 
 
 FULL = {  # shares are of batches, so of computing
@@ -71,30 +77,18 @@ FULL = {  # shares are of batches, so of computing
     "all384x192": 0.02,
     "all512": 0.02,
 }
-DISTIL = {**FULL, "all256": 0.4, "edit256": 0.14, "choose128": 0.2, "meet128x2": 0.06}
 MOSTLY = {"all256": 0.8, "edit256": 0.15, "edit256x2": 0.02, "all192x256": 0.015, "all256x192": 0.015}
-GIVEN = {  # the KV variant is for references: mostly such, and most of those where they are cheap
-    "all256": 0.2,
-    "choose128": 0.25,
-    "edit128": 0.1,
-    "meet128x2": 0.08,
-    "meet128x3": 0.05,
-    "edit256": 0.18,
-    "edit256x2": 0.06,
-    "edit256x3": 0.03,
-    "edit256x4": 0.02,
-    "all192x256": 0.03,
-}
+GIVEN = {"all256": 0.25, "edit256": 0.4, "edit256x2": 0.2, "edit256x3": 0.08, "edit256x4": 0.05, "all192x256": 0.02}
 CHOOSE = {"choose128": 0.54, "edit128": 0.12, "meet128x2": 0.14, "meet128x3": 0.08, "edit128x2": 0.02, "all128": 0.1}
-PRACTICE = {  # back from 128 px to every size: captions, and the edits that were learned there
-    "all256": 0.36,
-    "choose256": 0.18,
-    "meet256x2": 0.06,
-    "edit256": 0.09,
+PRACTICE = {  # back from 128 px to every size with the edits that were learned there
+    "all256": 0.22,
+    "choose256": 0.26,
+    "meet256x2": 0.08,
+    "edit256": 0.11,
     "edit256x2": 0.02,
-    "edit256x3": 0.02,
-    "edit256x4": 0.01,
-    "choose128": 0.05,
+    "edit256x3": 0.025,
+    "edit256x4": 0.015,
+    "choose128": 0.06,
     "meet128x3": 0.04,
     "all192x256": 0.02,
     "all256x192": 0.02,
@@ -118,6 +112,44 @@ STAGES = {
     "polish": Stage("pictures", 260, 2e-3, MOSTLY, mean=1.3, tokens=3000, average=0.99, full_length=0.4, floor=0.02),
     "edits": Stage("polish", 2200, 4e-3, EDITS, mean=1.2, average=0.997, full_length=0.2, floor=0.2),
     "base": Stage("edits", 2000, 3e-3, FULL, mean=1.3, tokens=4000, average=0.998, full_length=0.4, floor=0.01),
+    "distilled": Stage(
+        "base",
+        550,
+        1.5e-3,
+        FULL,
+        tokens=3000,
+        average=0.985,
+        full_length=0.4,
+        objective="few_steps",
+        teacher="base",
+        floor=0.01,
+    ),
+    "kv": Stage(
+        "distilled",
+        300,
+        1.5e-3,
+        GIVEN,
+        tokens=3000,
+        average=0.985,
+        full_length=0.4,
+        objective="kv",
+        teacher="base",
+        floor=0.01,
+    ),
+    "flex": Stage(
+        "base",
+        500,
+        2e-3,
+        FULL,
+        mean=1.3,
+        tokens=3000,
+        average=0.985,
+        full_length=1.0,
+        objective="flex",
+        teacher="base",
+        floor=0.01,
+        flex=True,
+    ),
     "choose": Stage(
         "base",
         4500,
@@ -134,50 +166,55 @@ STAGES = {
         2000,
         3e-3,
         PRACTICE,
-        mean=1.3,
+        mean=1.6,
         tokens=4000,
         average=0.997,
-        full_length=0.15,
+        full_length=0.4,
         floor=0.01,
         frozen_encoder=True,
         kv_share=0.3,
+        keep="base",
     ),
-    "distilled": Stage(
-        "practice",
-        550,
-        1.5e-3,
-        DISTIL,
-        tokens=3000,
-        average=0.985,
-        full_length=0.4,
-        objective="few_steps",
-        teacher="practice",
-        floor=0.01,
-    ),
-    "kv": Stage(
-        "distilled",
-        300,
-        1.5e-3,
-        GIVEN,
-        tokens=3000,
-        average=0.985,
-        full_length=0.4,
-        objective="kv",
-        teacher="practice",
-        floor=0.01,
-    ),
-    "flex": Stage(
-        "practice",
-        500,
+    "distilled_edits": Stage(
+        "grafted-distilled",
+        900,
         2e-3,
-        DISTIL,
+        PRACTICE,
+        tokens=3000,
+        average=0.99,
+        full_length=0.4,
+        floor=0.01,
+        frozen_encoder=True,
+        keep="distilled",
+        four_steps=True,
+    ),
+    "kv_edits": Stage(
+        "grafted-kv",
+        900,
+        2e-3,
+        PRACTICE,
+        tokens=3000,
+        average=0.99,
+        full_length=0.4,
+        floor=0.01,
+        frozen_encoder=True,
+        kv_share=1.0,
+        keep="kv",
+        four_steps=True,
+    ),
+    "flex_edits": Stage(
+        "grafted-flex",
+        950,
+        2e-3,
+        {**PRACTICE, "all256": 0.6},  # its captions, at every guidance, are more to keep
         mean=1.3,
         tokens=3000,
-        average=0.985,
+        average=0.99,
         full_length=1.0,
-        objective="flex",
-        teacher="practice",
         floor=0.01,
+        frozen_encoder=True,
+        keep="flex",
+        flex=True,
     ),
 }
 
@@ -185,14 +222,18 @@ STAGES = {
 def build(stage: str, runs: Path, tokenizer: Qwen2Tokenizer, start: str = "") -> tuple[nn.Module, nn.Module]:
     """Transformer and text encoder for a stage, with the weights of the stage it starts from, or of another of its own
     kind."""
-    flex = stage == "flex"
-    transformer = build_transformer(guidance_embeds=flex)
-    encoder = build_flex_encoder(len(flex_tokenizer(tokenizer))) if flex else build_text_encoder(len(tokenizer))
+    transformer, encoder = networks(STAGES[stage].flex, tokenizer)
     if start:
         load(transformer, encoder, runs / start / "weights.pt")
     elif STAGES[stage].start:
-        load(transformer, encoder, runs / STAGES[stage].start / "weights.pt", partly=flex)
+        load(transformer, encoder, runs / STAGES[stage].start / "weights.pt", partly=stage == "flex")
     return transformer, encoder
+
+
+def networks(flex: bool, tokenizer: Qwen2Tokenizer) -> tuple[nn.Module, nn.Module]:
+    """Fresh transformer and text encoder, of the flex kind or of the klein kind."""
+    encoder = build_flex_encoder(len(flex_tokenizer(tokenizer))) if flex else build_text_encoder(len(tokenizer))
+    return build_transformer(guidance_embeds=flex), encoder
 
 
 def load(transformer: nn.Module, encoder: nn.Module, path: Path, partly: bool = False) -> None:
@@ -223,8 +264,18 @@ def objective(
         return pool.draw(drop, stage.full_length).to(generator.device)
 
     def plain() -> Tensor:
-        as_kv = pool.rng.random() < stage.kv_share
-        return flow(replace(student, kv=as_kv), draw(0.1), stage.mean, stage.spread, generator)
+        drop = 0.0 if stage.four_steps or stage.flex else 0.1  # those variants are never asked without a prompt
+        batch, as_kv = draw(drop), pool.rng.random() < stage.kv_share
+        count, tokens = batch.clean.shape[:2]
+        sigma = (
+            draw_level(count, tokens, generator)
+            if stage.four_steps
+            else draw_sigma(count, stage.mean, stage.spread, generator)
+        )
+        scale = guidance_scales(count, generator) if stage.flex else None
+        if teacher and batch.references is None and tokens == KEPT_TOKENS:
+            return keep(student, teacher, batch, sigma, generator, scale)
+        return flow(replace(student, kv=as_kv), batch, sigma, generator, scale)
 
     def in_few_steps() -> Tensor:
         assert teacher is not None
@@ -232,10 +283,17 @@ def objective(
 
     def told_guidance() -> Tensor:
         assert teacher is not None
-        return guided(student, teacher, draw(0.0), stage.mean, stage.spread, generator, (1.0, 6.0), True)
+        batch = draw(0.0)
+        sigma = draw_sigma(len(batch.clean), stage.mean, stage.spread, generator)
+        return guided(student, teacher, batch, sigma, guidance_scales(len(sigma), generator), generator)
 
     table = {"flow": plain, "few_steps": in_few_steps, "kv": in_few_steps, "flex": told_guidance}
     return table[stage.objective]
+
+
+def guidance_scales(count: int, generator: torch.Generator) -> Tensor:
+    """Guidance (count,) that the flex kind is trained with: 1 to 6."""
+    return 1.0 + 5.0 * torch.rand(count, generator=generator, device=generator.device)
 
 
 def main() -> None:
@@ -259,7 +317,7 @@ def main() -> None:
     tokenizer = Qwen2Tokenizer.from_pretrained(options.runs / "tokenizer")
     transformer, encoder = build(options.stage, options.runs, tokenizer, options.start)
     generator = torch.Generator(options.device).manual_seed(11)
-    flex = flex_tokenizer(tokenizer) if stage.objective == "flex" else None
+    flex = flex_tokenizer(tokenizer) if stage.flex else None
     pool = Pool(
         options.runs / "pools",
         stage.mix,
@@ -272,9 +330,9 @@ def main() -> None:
     student = Student(transformer, encoder, pool.empty, kv=stage.objective == "kv")
     if student.kv or stage.kv_share:
         install_kv(transformer)
-    teacher = None
-    if stage.teacher:
-        frozen = (part.to(options.device) for part in build_teacher(stage.teacher, options.runs, tokenizer))
+    teacher, taught_by = None, stage.teacher or stage.keep
+    if taught_by:
+        frozen = (part.to(options.device) for part in build_teacher(taught_by, options.runs, tokenizer))
         teacher = Student(*frozen, pool.empty)
     if stage.frozen_encoder or (stage.teacher and stage.objective != "flex"):
         encoder.requires_grad_(False)  # shared
@@ -313,7 +371,7 @@ def main() -> None:
 
 def build_teacher(stage: str, runs: Path, tokenizer: Qwen2Tokenizer) -> tuple[nn.Module, nn.Module]:
     """A finished stage's networks, frozen."""
-    transformer, encoder = build_transformer(), build_text_encoder(len(tokenizer))
+    transformer, encoder = networks(STAGES[stage].flex, tokenizer)
     load(transformer, encoder, runs / stage / "weights.pt")
     return transformer.eval().requires_grad_(False), encoder.eval().requires_grad_(False)
 
