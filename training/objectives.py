@@ -88,8 +88,8 @@ def noised(batch: Batch, sigma: Tensor, generator: torch.Generator) -> tuple[Ten
 def flow(
     student: Student, batch: Batch, sigma: Tensor, generator: torch.Generator, guidance: Tensor | None = None
 ) -> Tensor:
-    """Rectified flow: the target is noise - picture at every noise level sigma (n,). guidance (n,): what a student that
-    embeds it is told; nothing follows from it."""
+    """Rectified flow: the target is noise - picture at every noise level sigma (n,), whatever guidance (n,) a student
+    that embeds it is told."""
     noisy, noise = noised(batch, sigma, generator)
     said = student.says(batch, noisy, sigma, student.text(batch), guidance)
     return squared(said, noise - batch.clean, batch.weight)
