@@ -1,6 +1,7 @@
 """One picture by the engine against the same by the diffusers pipeline: same weights, same threads, same pixels.
 
-    python -m benchmarks.engine_vs_diffusers [--rounds 5] [--models embedded mid] [--sides 128 256 512] [--quick]
+    python -m benchmarks.engine_vs_diffusers [--rounds 5] [--models embedded mid] [--sides 128 256 512]
+        [--variants base distilled kv] [--quick]
 
 The mid-size model takes seconds a step on a CPU: half an hour for all of it.
 
@@ -63,6 +64,7 @@ def main() -> None:
     )
     rows, ratios = [], {}
     wanted = cases((128,), (1, 4)) if options.quick else cases(options.sides, options.references)
+    wanted = [case for case in wanted if case.variant in options.variants]
     with models(options.models) as found, torch.inference_mode():
         for model in found:
             for variant, group in itertools.groupby(sorted(wanted, key=by_variant), key=by_variant):
@@ -130,6 +132,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=["embedded", "mid"], default=["embedded", "mid"])
     parser.add_argument("--sides", nargs="+", type=int, default=[128, 256, 512])
     parser.add_argument("--references", nargs="+", type=int, default=[1, 2, 3, 4])
+    parser.add_argument(
+        "--variants", nargs="+", choices=["base", "distilled", "kv"], default=["base", "distilled", "kv"]
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: on a machine with other work")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")

@@ -45,13 +45,13 @@ class Change(StrEnum):
     GATHER_ON = "gather_on"  # three or four references: the things of all but the last on the background of the last
 
 
-MIX = {
-    Change.RECOLOUR: 0.18,  # the harder a change is to learn, the more of it
-    Change.REPLACE: 0.16,
-    Change.ADD: 0.07,
-    Change.REMOVE: 0.11,
-    Change.MOVE: 0.16,
-    Change.RESIZE: 0.05,
+MIX = {  # the harder a change is to learn, the more of it
+    Change.RECOLOUR: 0.14,
+    Change.REPLACE: 0.18,
+    Change.ADD: 0.11,
+    Change.REMOVE: 0.08,
+    Change.MOVE: 0.12,
+    Change.RESIZE: 0.10,
     Change.BACKGROUND: 0.07,
     Change.COMBINE: 0.10,
     Change.GATHER: 0.07,
@@ -187,26 +187,40 @@ def removing(rng: np.random.Generator, scene: Scene, index: int) -> Edit:
 
 
 def _move(rng: np.random.Generator) -> Edit:
+    scene = movable(rng)
+    return moving(rng, scene, pick(rng, away_from(scene.things[0])))
+
+
+def movable(rng: np.random.Generator) -> Scene:
+    """A scene of one thing that fits into a corner."""
     scene = source(rng, (Kind.ONE,))
-    thing = scene.things[0]
-    thing = replace(thing, radius=min(thing.radius, 0.21))
-    scene = replace(scene, things=(thing,))
-    place = pick(rng, tuple(p for p, (x, y) in POSITIONS.items() if abs(x - thing.x) + abs(y - thing.y) > 0.2))
-    x, y = POSITIONS[place]
+    return swap(scene, 0, replace(scene.things[0], radius=min(scene.things[0].radius, 0.21)))
+
+
+def away_from(thing: Thing) -> tuple[str, ...]:
+    """The places that are not where the thing is."""
+    return tuple(p for p, (x, y) in POSITIONS.items() if abs(x - thing.x) + abs(y - thing.y) > 0.2)
+
+
+def moving(rng: np.random.Generator, scene: Scene, place: str) -> Edit:
+    """The only thing of a scene goes to a place."""
+    thing, (x, y) = scene.things[0], POSITIONS[place]
     goal = pick(rng, PLACE_WORDS[place]).replace("on ", "to ").replace("at ", "to ").replace("in ", "to ")
-    made = replace(thing, x=x, y=y)
-    return Edit(f"move {_named(rng, thing)} {goal}", (scene,), replace(scene, things=(made,)), Change.MOVE)
+    return Edit(f"move {_named(rng, thing)} {goal}", (scene,), swap(scene, 0, replace(thing, x=x, y=y)), Change.MOVE)
 
 
 def _resize(rng: np.random.Generator) -> Edit:
     scene = source(rng, (Kind.ONE,))
-    thing = replace(scene.things[0], x=0.5, y=0.5)
-    grow = rng.random() < 0.5
-    before, after = (RADIUS["medium"], RADIUS["large"]) if grow else (RADIUS["medium"], RADIUS["small"])
-    given = replace(scene, things=(replace(thing, radius=before),))
-    target = replace(scene, things=(replace(thing, radius=after),))
+    thing = replace(scene.things[0], x=0.5, y=0.5, radius=RADIUS["medium"])
+    return resizing(rng, swap(scene, 0, thing), grow=rng.random() < 0.5)
+
+
+def resizing(rng: np.random.Generator, scene: Scene, grow: bool) -> Edit:
+    """The only thing of a scene gets large or small."""
+    thing = scene.things[0]
     word = pick(rng, ("larger", "bigger") if grow else ("smaller",))
-    return Edit(f"make {_named(rng, thing)} {word}", (given,), target, Change.RESIZE)
+    made = replace(thing, radius=RADIUS["large" if grow else "small"])
+    return Edit(f"make {_named(rng, thing)} {word}", (scene,), swap(scene, 0, made), Change.RESIZE)
 
 
 def _background(rng: np.random.Generator) -> Edit:

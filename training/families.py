@@ -12,22 +12,27 @@ from itertools import permutations
 
 import numpy as np
 
-from training.captions import Kind, pick
+from training.captions import POSITIONS, RADIUS, Kind, pick
 from training.draw import VISIBLE
 from training.edits import (
     Edit,
     adding,
+    away_from,
     empty_ground,
     gathering,
     gathering_on,
     is_held_out,
+    movable,
+    moving,
     other_shape,
     recolouring,
     removing,
     replacing,
+    resizing,
     shown_on,
     singles,
     source,
+    swap,
 )
 
 Family = Callable[[np.random.Generator], list[Edit]]
@@ -39,8 +44,8 @@ def sample_family(rng: np.random.Generator, family: Family) -> list[Edit]:
 
 
 def choices(rng: np.random.Generator) -> list[Edit]:
-    """A scene of two or three things, two of which are recoloured, replaced and removed, each with its inverse: some
-    nineteen edits of seven scenes."""
+    """A scene of two or three things, two of which are recoloured, replaced and removed, each with its inverse, and of
+    two things also added: some twenty edits of seven to nine scenes."""
     scene = source(rng, (Kind.RELATION, Kind.PAIR, Kind.ROW))
     found = []
     for index in rng.permutation(len(scene.things))[:2].tolist():
@@ -61,7 +66,37 @@ def choices(rng: np.random.Generator) -> list[Edit]:
             removing(rng, replaced.target, index),
         ]
         if len(scene.things) == 2:
-            found.append(adding(rng, scene, index))
+            found += [adding(rng, whole, index) for whole in (scene, coloured.target, replaced.target)]
+    return found
+
+
+def places(rng: np.random.Generator) -> list[Edit]:
+    """A picture of one thing, the same in another colour and another thing in its stead, each of which goes to some of
+    the nine places and on from there, gets larger and smaller, and turns into the others: some forty edits of some
+    twenty scenes."""
+    scene = movable(rng)
+    thing = scene.things[0]
+    colour = pick(rng, tuple(c for c in VISIBLE[scene.background] if c != thing.colour))
+    looks = (thing, replace(thing, colour=colour), replace(thing, shape=other_shape(rng, scene)))
+    goals = rng.permutation(away_from(thing)).tolist()[:3]
+    found = []
+    for look in looks:
+        given = swap(scene, 0, look)
+        moved = [moving(rng, given, place) for place in goals]
+        found += moved
+        for edit in moved:
+            onward = [place for place in goals if place in away_from(edit.target.things[0])]
+            found.append(moving(rng, edit.target, pick(rng, onward)))
+        middle = swap(scene, 0, replace(look, x=0.5, y=0.5, radius=RADIUS["medium"]))
+        found += [resizing(rng, middle, grow=True), resizing(rng, middle, grow=False)]
+    for x, y in (POSITIONS[place] for place in goals):
+        first, coloured, other = (swap(scene, 0, replace(look, x=x, y=y)) for look in looks)
+        found += [
+            recolouring(rng, first, 0, colour),
+            replacing(rng, first, 0, other.things[0]),
+            replacing(rng, other, 0, first.things[0]),
+            replacing(rng, coloured, 0, other.things[0]),
+        ]
     return found
 
 

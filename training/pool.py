@@ -20,7 +20,7 @@ from torch import Tensor
 from training.captions import Kind, sample
 from training.draw import Scene, render
 from training.edits import MIX, Change, sample_edit
-from training.families import Family, choices, meetings, sample_family
+from training.families import Family, choices, meetings, places, sample_family
 from training.runs import autocast, flush_denormals
 from training.vae import encode, fast_group_norm
 
@@ -53,22 +53,24 @@ GROUPS = {
     "meet128x2": Group(5000, 128, 128, references=2, stretch=2, family=meetings),
     "meet128x3": Group(2500, 128, 128, references=3, stretch=2, family=meetings),
     "all256": Group(3000, 256, 256),
-    "choose256": Group(5000, 256, 256, references=1, family=choices),
-    "meet256x2": Group(1500, 256, 256, references=2, family=meetings),
-    "edit256": Group(1200, 256, 256, references=1),
+    "choose256": Group(10000, 256, 256, references=1, family=choices),
+    "place256": Group(5000, 256, 256, references=1, family=places),
+    "meet256x2": Group(3000, 256, 256, references=2, family=meetings),
+    "meet256x3": Group(1500, 256, 256, references=3, family=meetings),
+    "edit256": Group(2500, 256, 256, references=1),
     "edit256x2": Group(250, 256, 256, references=2),
-    "edit256x3": Group(80, 256, 256, references=3),
-    "edit256x4": Group(50, 256, 256, references=4),
+    "edit256x3": Group(160, 256, 256, references=3),
+    "edit256x4": Group(100, 256, 256, references=4),
     "all192x256": Group(400, 192, 256),
     "all256x192": Group(400, 256, 192),
     "all256x128": Group(400, 256, 128),
     "all128x256": Group(400, 128, 256),
     "small128": Group(1000, 128, 128),
-    "all320": Group(300, 320, 320),
+    "all320": Group(500, 320, 320),
     "all384x192": Group(250, 384, 192),
     "all192x384": Group(250, 192, 384),
-    "all384": Group(200, 384, 384),
-    "all512": Group(160, 512, 512),
+    "all384": Group(400, 384, 384),
+    "all512": Group(300, 512, 512),
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training.edits import Change, is_held_out
-from training.families import choices, meetings, sample_family
+from training.families import choices, meetings, places, sample_family
 
 
 def family(seed: int, kind=choices):  # type: ignore[no-untyped-def]
@@ -27,7 +27,7 @@ def test_one_picture_comes_with_instructions_for_different_things() -> None:
     assert sum(len(left) == 2 for left in targets.values()) >= 15
 
 
-@pytest.mark.parametrize("kind", [choices, meetings])
+@pytest.mark.parametrize("kind", [choices, meetings, places])
 def test_scenes_are_shared(kind) -> None:  # type: ignore[no-untyped-def]
     edits = [edit for seed in range(20) for edit in family(seed, kind)]
     scenes = {scene for edit in edits for scene in (edit.target, *edit.references)}
@@ -36,7 +36,7 @@ def test_scenes_are_shared(kind) -> None:  # type: ignore[no-untyped-def]
 
 def test_an_edit_changes_one_thing_and_says_which() -> None:
     for seed in range(30):
-        for edit in family(seed):
+        for edit in (*family(seed), *family(seed, places)):
             before, after = Counter(edit.references[0].things), Counter(edit.target.things)
             gone, new = list((before - after).elements()), list((after - before).elements())
             assert len(gone) <= 1 and len(new) <= 1 and (gone or new), edit.text
@@ -66,3 +66,23 @@ def test_the_test_set_stays_out() -> None:
     edits = [edit for kind in (choices, meetings) for seed in range(30) for edit in family(seed, kind)]
     assert not any(is_held_out(edit) for edit in edits)
     assert any(is_held_out(edit) for seed in range(30) for edit in choices(np.random.default_rng(seed)))
+
+
+def test_a_thing_goes_to_many_places_and_only_its_place_changes() -> None:
+    for seed in range(10):
+        moves = [edit for edit in family(seed, places) if edit.change is Change.MOVE]
+        ways = Counter((edit.references[0], edit.target.things[0].x, edit.target.things[0].y) for edit in moves)
+        assert len(ways) > len(moves) / 2 and len({look.things[0].shape for look, _, _ in ways}) == 2
+        for edit in moves:
+            before, after = edit.references[0].things[0], edit.target.things[0]
+            assert (after.x, after.y) != (before.x, before.y)
+            assert (after.shape, after.colour, after.radius) == (before.shape, before.colour, before.radius)
+            assert edit.references[0].background == edit.target.background
+
+
+def test_a_thing_grows_and_shrinks() -> None:
+    sizes = [edit for seed in range(10) for edit in family(seed, places) if edit.change is Change.RESIZE]
+    for edit in sizes:
+        grew = edit.target.things[0].radius > edit.references[0].things[0].radius
+        assert grew == ("smaller" not in edit.text)
+    assert len({"smaller" in edit.text for edit in sizes}) == 2
