@@ -22,7 +22,8 @@ class Batch:
     """clean: (n, tokens, channels). positions: (tokens, 4). ids, mask: prompts (n, length). weight: (n, tokens),
     objects count more.
     references: (n, reference tokens, channels) with their positions, or None. teacher_ids, teacher_mask: the prompts
-    for a teacher with another tokenizer, or None when it reads the same."""
+    for a teacher with another tokenizer, or None when it reads the same. stretch: 2 for pictures that stand in for
+    ones twice as large."""
 
     clean: Tensor
     positions: Tensor
@@ -33,11 +34,12 @@ class Batch:
     reference_positions: Tensor | None = None
     teacher_ids: Tensor | None = None
     teacher_mask: Tensor | None = None
+    stretch: int = 1
 
     def to(self, device: torch.device | str) -> Batch:
         """All of it on a device."""
         parts = {each.name: getattr(self, each.name) for each in fields(self)}
-        return Batch(**{name: part if part is None else part.to(device) for name, part in parts.items()})
+        return Batch(**{name: part.to(device) if isinstance(part, Tensor) else part for name, part in parts.items()})
 
 
 class Pool:
@@ -93,6 +95,7 @@ class Pool:
             ids[:, :length],
             mask[:, :length],
             weight / weight.mean(),
+            stretch=stretch,
         )
         if "teacher_ids" in group:
             batch = replace(

@@ -94,14 +94,19 @@ def held_out(kinds: tuple[Kind, ...], count: int, seed: int = 2024) -> list[Samp
 
 
 def captions(
-    sampler: Sampler, setting: Setting, kinds: tuple[Kind, ...], count: int, side: int = 256
+    sampler: Sampler,
+    setting: Setting,
+    kinds: tuple[Kind, ...],
+    count: int,
+    width: int = 256,
+    height: int = 256,
 ) -> dict[str, float]:
     """Percent of held-out captions for which each claim holds, and for which all do."""
     samples = held_out(kinds, count)
     verdicts: list[Verdict] = []
     for start in range(0, count, 24):
         part = samples[start : start + 24]
-        pictures = sampler.draw([s.text for s in part], side, side, setting.steps, setting.guidance, seed=start)
+        pictures = sampler.draw([s.text for s in part], width, height, setting.steps, setting.guidance, seed=start)
         verdicts += [judge(look(picture), s.claims) for picture, s in zip(pictures, part, strict=True)]
     names = [*Verdict.__dataclass_fields__, "right"]
     return {name: round(100 * float(np.mean([getattr(v, name) for v in verdicts])), 1) for name in names}
@@ -126,6 +131,17 @@ def edits(
             right.setdefault(change.value, []).append(same_scene(seen, edit.target, tolerance))
     table = {name: round(100 * float(np.mean(values)), 1) for name, values in right.items()}
     return {**table, "right": round(100 * float(np.mean([v for values in right.values() for v in values])), 1)}
+
+
+def sizes(sampler: Sampler, setting: Setting, count: int, wanted: list[tuple[int, int]]) -> dict[str, float]:
+    """Percent of the held-out captions of one thing, and of those of two, that are right at each width and height in
+    pixels: their mean."""
+    return {
+        f"{width}x{height}": float(
+            np.mean([captions(sampler, setting, kinds, count, width, height)["right"] for kinds in (ONE, TWO)])
+        )
+        for width, height in wanted
+    }
 
 
 def negatives(sampler: Sampler, setting: Setting, count: int = 48) -> dict[str, float]:
@@ -192,6 +208,12 @@ def table(reports: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def size(text: str) -> tuple[int, int]:
+    """Width and height of a text like 512x256. Raises ValueError for another."""
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embedded", type=Path, default=Path("src/darkroom/embedded"))
@@ -202,6 +224,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96)
     parser.add_argument("--edits", type=int, default=56)
     parser.add_argument("--text-tokens", type=int, default=TEXT_TOKENS)
+    parser.add_argument(
+        "--sizes", nargs="+", type=size, help="captions at these sizes, as 512x512, instead of the rest"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -210,9 +235,16 @@ def main() -> None:
     for name in names:
         sampler = from_run(options.runs, options.stage, name) if options.runs else from_package(options.embedded, name)
         sampler.text_length = options.text_tokens
+        if options.sizes:
+            print(
+                json.dumps({"variant": name, **sizes(sampler, SETTINGS[name], options.count, options.sizes)}),
+                flush=True,
+            )
+            continue
         reports.append(evaluate(name, sampler, options.count, options.edits))
         print(json.dumps(reports[-1]), flush=True)
-    print(table(reports))
+    if reports:
+        print(table(reports))
     if options.json:
         options.json.write_text(json.dumps(reports, indent=1) + "\n")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import numpy as np
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
@@ -22,6 +24,14 @@ def draw_sigma(count: int, mean: float, spread: float, generator: torch.Generato
     sigma = torch.sigmoid(mean + spread * torch.randn(count, generator=generator, device=device))
     even, chosen = torch.rand(2, count, generator=generator, device=device)
     return torch.where(chosen < uniform, even, sigma)
+
+
+def size_shift(tokens: int, known: int = 256) -> float:
+    """What to add to the mean of `draw_sigma` for pictures of more latent tokens than a size that is learned well:
+    the more of them show a thing, the more noise it takes to hide what it is.
+
+    Source: resolution-dependent shift of the timestep, Esser et al. 2024, arXiv:2403.03206, section 5.3.2."""
+    return max(0.0, 0.5 * log(tokens / known))
 
 
 def draw_level(count: int, tokens: int, generator: torch.Generator, steps: int = 4) -> Tensor:

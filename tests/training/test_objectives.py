@@ -11,7 +11,7 @@ import torch
 from training.batches import Batch
 from training.model import build_text_encoder, build_transformer, image_positions
 from training.objectives import Student, flow, keep
-from training.schedule import draw_level, sigmas
+from training.schedule import draw_level, draw_sigma, sigmas, size_shift
 from training.transformer import STAGES, Stage, objective
 
 EMPTY = (torch.zeros(64, dtype=torch.long), torch.ones(64, dtype=torch.long))
@@ -91,7 +91,32 @@ def test_only_captions_of_256_px_are_kept(stage: Stage) -> None:
 
     assert loss(captions()) == 0
     assert loss(captions(side=8)) > 0  # another size: learned from pictures
+    assert loss(replace(captions(), stretch=2)) > 0  # as many tokens, and still another size
     assert loss(edits()) > 0
+
+
+@pytest.mark.parametrize("stage", ["distilled_edits", "kv_edits", "flex_edits"])
+def test_captions_of_other_sizes_are_taught_with_guidance(stage: str) -> None:
+    """What the teacher says without a prompt, which only guidance looks at, changes what is learned."""
+    asked, teaches = STAGES[stage], student(2)
+    learns = replace(student(1), transformer=build_transformer(guidance_embeds=asked.flex))
+
+    def loss(batch: Batch, empty: int) -> float:
+        teaches.empty = (torch.full((64,), empty), torch.ones(64, dtype=torch.long))
+        made = objective(asked, learns, learns, Given(batch), generator(), teaches)  # type: ignore[arg-type]
+        return made().item()
+
+    for batch in (captions(side=8), replace(captions(), stretch=2)):
+        assert loss(batch, 0) != loss(batch, 5)
+    assert loss(captions(), 0) == loss(captions(), 5) == 0  # kept
+    assert loss(edits(), 0) == loss(edits(), 5) > 0  # learned from pictures
+
+
+def test_larger_pictures_are_learned_in_more_noise() -> None:
+    """Four times the tokens average out what twice the noise, as a ratio to the picture, hides."""
+    assert size_shift(64) == size_shift(256) == 0
+    small, large = (draw_sigma(4000, 1.0 + size_shift(n), 0.0, generator(), uniform=0.0)[0] for n in (256, 1024))
+    assert float(large / (1 - large)) == pytest.approx(2 * float(small / (1 - small)), rel=1e-4)
 
 
 def test_what_is_kept_is_of_an_earlier_stage_of_the_same_kind() -> None:
