@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "darkroom"
 LAYERS = [  # lowest first; one set = siblings, strangers to each other
-    {"errors", "loading", "types"},
+    {"errors", "loading", "types", "version"},
     {"config", "catalog"},
     {"engine", "tasks", "media"},
     {"delivery", "pool"},

@@ -107,6 +107,17 @@ PRACTICE = {  # back from 128 px to every size with the edits that were learned 
     "all512x256": 0.02,
     "all256x512": 0.02,
 }
+REFINE = {  # for four-step kinds: with PRACTICE's share of edits they lost some of them
+    **PRACTICE,
+    "choose256": 0.28,
+    "place256": 0.17,
+    "edit256": 0.15,
+    "meet256x2": 0.09,
+    "meet256x3": 0.045,
+    "edit256x2": 0.03,
+    "edit256x3": 0.03,
+    "edit256x4": 0.015,
+}
 EDITS = {"edit128": 0.6, "edit128x2": 0.12, "all128": 0.28}
 STAGES = {
     "words": Stage("", 800, 4e-3, {"one128": 1.0}, mean=1.2, spread=1.1, average=0.99, floor=0.5),
@@ -185,7 +196,7 @@ STAGES = {
         "grafted-distilled",
         900,
         2e-3,
-        PRACTICE,
+        REFINE,
         tokens=3000,
         average=0.99,
         full_length=0.4,
@@ -199,7 +210,7 @@ STAGES = {
         "grafted-kv",
         900,
         2e-3,
-        PRACTICE,
+        REFINE,
         tokens=3000,
         average=0.99,
         full_length=0.4,

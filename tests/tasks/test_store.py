@@ -329,6 +329,17 @@ async def test_a_silent_worker_loses_its_task_and_its_late_report_is_refused(sto
     assert await store.deliveries(ended.id) == []
 
 
+async def test_a_silent_workers_task_is_taken_up_while_others_keep_coming(store: Any, clock: Clock) -> None:
+    lost = await store.submit(new_task())
+    await claimed(store)
+    taken = []
+    for _ in range(8):
+        clock.advance(LEASE / 4)
+        await store.submit(new_task())
+        taken.append((await claimed(store)).task.id)
+    assert lost.id in taken
+
+
 async def test_a_lapsed_lease_that_nobody_took_over_is_still_good(store: Any, clock: Clock) -> None:
     await store.submit(new_task())
     claim = await claimed(store, seconds=10)

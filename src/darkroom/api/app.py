@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI, Request
@@ -29,6 +28,7 @@ from darkroom.api.runware import errors as runware_errors
 from darkroom.api.runware import http as runware
 from darkroom.api.services import Services
 from darkroom.errors import DarkroomError
+from darkroom.version import VERSION
 
 log = structlog.get_logger(__name__)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -39,7 +39,7 @@ EXPOSED = ("Darkroom-Model", "Retry-After", "Runflow-Request-Id")
 def create_app(services: Services, lifespan: Lifespan | None = None, *, metrics: Metrics | None = None) -> FastAPI:
     """The application over these services. lifespan: what starts and stops around it. metrics: shared with others."""
     metrics = metrics or Metrics()
-    app = FastAPI(title="Darkroom", version=version("darkroom"), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="Darkroom", version=VERSION, docs_url=None, redoc_url=None, lifespan=lifespan)
     for router in (
         runware.routes(services, metrics),  # POST and WebSocket /v1
         runflow.routes(services),  # /v1/models/…/runs, /v1/runs, /v1/asset-uploads, …

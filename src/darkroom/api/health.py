@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -24,6 +23,7 @@ from darkroom.errors import StorageError
 from darkroom.tasks.lifecycle import Status
 from darkroom.tasks.task import OwedKind, Result, Task
 from darkroom.types import EngineStatus
+from darkroom.version import VERSION
 
 STAGE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 180, 600)
 ANSWER_SECONDS = 2.0  # a part that takes longer to say how it is counts as not ready
@@ -121,7 +121,7 @@ def routes(services: Services, metrics: Metrics) -> APIRouter:
 
     @router.get("/health", summary="The process is alive; what it serves")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "version": version("darkroom"), "model": model_mode(services)}
+        return {"status": "ok", "version": VERSION, "model": model_mode(services)}
 
     @router.get("/ready", summary="Whether tasks can be taken, part by part")
     async def ready(response: Response) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any, Final
 
 import msgspec
 
 from darkroom.types import ImageRequest, Record
+from darkroom.version import VERSION
 
 LEFT_OUT: Final = ("card", "seed", "count", "references", "output", "preview_every")
 
@@ -16,7 +16,7 @@ def file_metadata(request: ImageRequest, seed: int, record: Record) -> dict[str,
     """seed: of this result. Of references only how many there were: they are the client's."""
     fields = msgspec.to_builtins(request)
     return {
-        "software": f"Darkroom {version('darkroom')}",
+        "software": f"Darkroom {VERSION}",
         "model": request.card,
         "weights": record.model,
         "seed": seed,

@@ -9,10 +9,11 @@ disk flush.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -97,10 +98,6 @@ class SqliteBackend:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._writers = {
-            True: engine.execution_options(sqlite_write="FULL"),
-            False: engine.execution_options(sqlite_write="NORMAL"),
-        }
         self._reading = ThreadPoolExecutor(READERS, "database reader")
         self._writing = ThreadPoolExecutor(1, "database writer")
 
@@ -117,11 +114,23 @@ class SqliteBackend:
 
     def _read(self, work: Work[T]) -> T:
         with self._engine.connect() as connection:
+            _driver(connection).execute("BEGIN")
             return work(connection)
 
     def _write(self, work: Work[T], durable: bool) -> T:
-        with self._writers[durable].begin() as connection:
+        with self._engine.begin() as connection:
+            driver, flush = _driver(connection), "FULL" if durable else "NORMAL"
+            if connection.info.get("flush") != flush:
+                driver.execute(f"PRAGMA synchronous={flush}")
+                connection.info["flush"] = flush
+            driver.execute("BEGIN IMMEDIATE")  # two writers that both began by reading could only fail
             return work(connection)
+
+
+def _driver(connection: sa.Connection) -> sqlite3.Connection:
+    """What begins a transaction. An event of the engine could as well, but with one listener SQLAlchemy looks for
+    others at every statement."""
+    return cast(sqlite3.Connection, connection.connection.driver_connection)
 
 
 class PostgresBackend:
@@ -150,7 +159,13 @@ def insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sq
 async def _translated(work: Awaitable[T]) -> T:
     try:
         return await work
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, OSError) as error:
+    except (
+        sa.exc.OperationalError,
+        sa.exc.InterfaceError,
+        sa.exc.TimeoutError,
+        sqlite3.OperationalError,
+        OSError,
+    ) as error:
         raise StorageError("The database does not answer; try again in a moment.") from error
 
 
@@ -194,17 +209,6 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        flush = connection.get_execution_options().get("sqlite_write")
-        if flush is None:
-            connection.exec_driver_sql("BEGIN")
-        else:  # IMMEDIATE: two writers that both began by reading could only fail
-            if connection.info.get("flush") != flush:
-                connection.exec_driver_sql(f"PRAGMA synchronous={flush}")
-                connection.info["flush"] = flush
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -33,6 +32,7 @@ from darkroom.api.runflow.search import NEWEST_FIRST, RUN_FIELDS, Fields, Order,
 from darkroom.api.services import Services
 from darkroom.catalog.validate import Validator
 from darkroom.errors import DarkroomError, InvalidParameter, Problem, StorageError
+from darkroom.version import VERSION
 
 MAX_KEY = 255
 SYNC_MARGIN_SECONDS = 60.0  # beyond the longest wait before a call is believed dead: its references are fetched too
@@ -308,7 +308,7 @@ class RunsApi:
     async def read_health(self, request: Request) -> Response:
         """The process answers. No key."""
         mode = model_mode(self.services)
-        return answer({"status": "ok", "ok": True, "version": version("darkroom"), "model": mode})
+        return answer({"status": "ok", "ok": True, "version": VERSION, "model": mode})
 
     async def read_readiness(self, request: Request) -> Response:
         """Whether runs can be taken and made, part by part; 503 when one of them cannot. No key."""
