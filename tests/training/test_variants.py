@@ -21,7 +21,7 @@ from training.captions import TWO
 from training.check import look
 from training.draw import Pixels as Drawn
 from training.draw import Scene, Thing, render
-from training.evaluate import Setting, captions, edits, from_package, negatives
+from training.evaluate import Setting, captions, edits, from_package, negatives, sizes
 from training.sample import Sampler
 
 NOWHERE = Path("no-weights-installed")
@@ -79,7 +79,7 @@ def test_flex_reads_two_references(engine: Engine) -> None:
     assert sum(look(picture).background == "meadow" for picture in made) >= 2
 
 
-@pytest.mark.parametrize(("width", "height"), [(128, 128), (256, 128)])
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (256, 128), (192, 256), (320, 320)])
 def test_other_sizes_show_what_was_asked(engine: Engine, width: int, height: int) -> None:
     made = draw(
         engine,
@@ -118,6 +118,14 @@ def test_a_negative_prompt_halves_the_colour_it_names(base: Sampler) -> None:
     rates = list(negatives(base, Setting(8, 3.5), 24).values())[:4]
     for without, kept in zip(rates[::2], rates[1::2], strict=True):
         assert kept <= without / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["distilled", "kv"])
+def test_most_captions_are_right_at_other_sizes(variant: str) -> None:
+    """Half, because 24 pictures of a kind are few; the figures are in docs/embedded-model.md."""
+    counted = sizes(from_package(FOLDER, variant), Setting(4, 1.0), 24, [(128, 128), (256, 128), (320, 320)])
+    assert min(counted.values()) >= 50
 
 
 @pytest.mark.slow
