@@ -209,8 +209,11 @@ def table(reports: list[dict[str, object]]) -> str:
 
 
 def size(text: str) -> tuple[int, int]:
-    """Width and height of a text like 512x256. Raises ValueError for another."""
-    width, height = text.split("x")
+    """Width and height of a text like 512x256, in pixels. Raises ArgumentTypeError for another and for sides that are
+    no multiple of 16, the side of a latent token."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()) or any(not n or n % 16 for n in (int(width), int(height))):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write two multiples of 16, as 512x256")
     return int(width), int(height)
 
 
