@@ -23,7 +23,7 @@ class Batch:
     objects count more.
     references: (n, reference tokens, channels) with their positions, or None. teacher_ids, teacher_mask: the prompts
     for a teacher with another tokenizer, or None when it reads the same. stretch: 2 for pictures that stand in for
-    ones twice as large."""
+    ones twice as large. noise_shift: see `Group`."""
 
     clean: Tensor
     positions: Tensor
@@ -35,6 +35,7 @@ class Batch:
     teacher_ids: Tensor | None = None
     teacher_mask: Tensor | None = None
     stretch: int = 1
+    noise_shift: float = 0.0
 
     def to(self, device: torch.device | str) -> Batch:
         """All of it on a device."""
@@ -96,6 +97,7 @@ class Pool:
             mask[:, :length],
             weight / weight.mean(),
             stretch=stretch,
+            noise_shift=group["noise_shift"],
         )
         if "teacher_ids" in group:
             batch = replace(

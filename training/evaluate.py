@@ -20,8 +20,8 @@ from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from training.captions import ONE, THREE, TWO, Kind, Sample, pick, sample
 from training.check import Verdict, judge, look, same_scene
-from training.draw import render
-from training.edits import ONE_REFERENCE, Change, sample_edit
+from training.draw import BACKGROUNDS, render
+from training.edits import ONE_REFERENCE, Change, Edit, sample_edit
 from training.flex import build_flex_encoder, encode_flex_prompts, flex_tokenizer
 from training.model import build_text_encoder, build_transformer, install_kv
 from training.sample import Sampler
@@ -87,10 +87,22 @@ def from_package(folder: Path, variant: str) -> Sampler:
     return Sampler(transformer.eval(), Spread(encoder.eval(), (9, 18, 27)), tokenizer, vae.eval(), kv=variant == "kv")
 
 
-def held_out(kinds: tuple[Kind, ...], count: int, seed: int = 2024) -> list[Sample]:
-    """Careful captions that training never sees."""
-    rng = np.random.default_rng(seed)
-    return [sample(rng, pick(rng, kinds), loose=0.0, held_out=True) for _ in range(count)]
+def held_out(kinds: tuple[Kind, ...], count: int, background: str = "", seed: int = 2024) -> list[Sample]:
+    """Careful captions that training never sees. background: only those that name it."""
+    rng, found = np.random.default_rng(seed), list[Sample]()
+    while len(found) < count:
+        made = sample(rng, pick(rng, kinds), loose=0.0, held_out=True)
+        if background in ("", made.claims.background):
+            found.append(made)
+    return found
+
+
+def held_out_edit(rng: np.random.Generator, change: Change, background: str = "") -> Edit:
+    """An edit that training never sees. background: of its first reference."""
+    while True:
+        made = sample_edit(rng, change, held_out=True)
+        if background in ("", made.references[0].background):
+            return made
 
 
 def captions(
@@ -100,9 +112,10 @@ def captions(
     count: int,
     width: int = 256,
     height: int = 256,
+    background: str = "",
 ) -> dict[str, float]:
     """Percent of held-out captions for which each claim holds, and for which all do."""
-    samples = held_out(kinds, count)
+    samples = held_out(kinds, count, background)
     verdicts: list[Verdict] = []
     for start in range(0, count, 24):
         part = samples[start : start + 24]
@@ -113,7 +126,12 @@ def captions(
 
 
 def edits(
-    sampler: Sampler, setting: Setting, count: int, changes: tuple[Change, ...] = ONE_REFERENCE, side: int = 256
+    sampler: Sampler,
+    setting: Setting,
+    count: int,
+    changes: tuple[Change, ...] = ONE_REFERENCE,
+    side: int = 256,
+    background: str = "",
 ) -> dict[str, float]:
     """Percent of held-out edits after which the picture shows exactly the scene asked for, per kind of change and
     over all."""
@@ -121,7 +139,7 @@ def edits(
     right: dict[str, list[bool]] = {}
     for index in range(-(-count // len(changes))):
         for change in changes:
-            edit = sample_edit(rng, change, held_out=True)
+            edit = held_out_edit(rng, change, background)
             given = [[render(scene, side, side) for scene in edit.references]]
             picture = sampler.draw(
                 [edit.text], side, side, setting.steps, setting.guidance, seed=index, references=given
@@ -169,18 +187,19 @@ def negatives(sampler: Sampler, setting: Setting, count: int = 48) -> dict[str, 
     return table
 
 
-def evaluate(name: str, sampler: Sampler, count: int, edit_count: int) -> dict[str, object]:
-    """All the figures of a variant."""
+def evaluate(name: str, sampler: Sampler, count: int, edit_count: int, background: str = "") -> dict[str, object]:
+    """All the figures of a variant. background: only captions that name it and edits of pictures that show it."""
     setting = SETTINGS[name]
     report: dict[str, object] = {"variant": name, "steps": setting.steps, "guidance": setting.guidance, "count": count}
     for label, kinds in (("one", ONE), ("two", TWO), ("three", THREE)):
-        report[label] = captions(sampler, setting, kinds, count)
+        report[label] = captions(sampler, setting, kinds, count, background=background)
         print(name, label, json.dumps(report[label]), flush=True)  # the whole takes a while on a CPU
     if edit_count:
-        report["edit"] = edits(sampler, setting, edit_count)
-        report["edit_several"] = edits(
-            sampler, setting, edit_count // 2, (Change.COMBINE, Change.GATHER, Change.GATHER_ON)
-        )
+        several = (Change.COMBINE, Change.GATHER, Change.GATHER_ON)
+        report["edit"] = edits(sampler, setting, edit_count, background=background)
+        report["edit_several"] = edits(sampler, setting, edit_count // 2, several, background=background)
+    if background:
+        return {**report, "background": background}
     if name == "base":
         report["negative"] = negatives(sampler, setting, count=max(8, count // 4))
     if name == "flex":
@@ -230,6 +249,7 @@ def main() -> None:
     parser.add_argument(
         "--sizes", nargs="+", type=size, help="captions at these sizes, as 512x512, instead of the rest"
     )
+    parser.add_argument("--background", choices=BACKGROUNDS, default="", help="only pictures with this one")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -244,7 +264,7 @@ def main() -> None:
                 flush=True,
             )
             continue
-        reports.append(evaluate(name, sampler, options.count, options.edits))
+        reports.append(evaluate(name, sampler, options.count, options.edits, options.background))
         print(json.dumps(reports[-1]), flush=True)
     if reports:
         print(table(reports))

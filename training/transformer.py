@@ -29,7 +29,7 @@ from training.runs import Run, Threads, autocast, flush_denormals
 from training.schedule import draw_level, draw_sigma, size_shift
 
 GUIDANCE = 3.5  # of the base model, folded into the distilled ones
-KEPT_TOKENS = 256  # captions of 256 px are kept; other sizes the earlier stages hardly know, so they are learned
+KEPT_TOKENS = 256  # captions of 256 px are kept; other sizes and night skies, which the earlier stages hardly know, not
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,10 @@ class Stage:
     tokens: transformer tokens per batch; edits_from: progress at which edits join; full_length: share of batches
     with all 64 text tokens; objective: see `objectives`; frozen_encoder: the text encoder stays, so that variants that
     share it stay valid; kv_share: share of batches with the KV variant's masking, so that what is learned about
-    references serves it too; keep: the stage whose pictures for 256 px captions stay as they are; sizes_from: the stage
-    that teaches captions of other sizes, with guidance, to a kind that draws without; four_steps: noise only at the
-    levels that four-step sampling visits; flex: guidance as an input and the Mistral encoder."""
+    references serves it too; keep: the stage whose pictures for 256 px captions stay as they are; guide: the stage
+    that teaches a kind that draws without classifier-free guidance, with it, what the kept stage hardly knows: captions
+    of other sizes and of night skies, and guided_edits of the batches of edits; four_steps: noise only at the levels
+    that four-step sampling visits; flex: guidance as an input and the Mistral encoder."""
 
     start: str
     steps: int
@@ -59,7 +60,8 @@ class Stage:
     frozen_encoder: bool = False
     kv_share: float = 0.0
     keep: str = ""
-    sizes_from: str = ""
+    guide: str = ""
+    guided_edits: float = 0.0
     four_steps: bool = False
     flex: bool = False
 
@@ -106,6 +108,10 @@ PRACTICE = {  # back from 128 px to every size with the edits that were learned 
     "all512": 0.05,
     "all512x256": 0.02,
     "all256x512": 0.02,
+    "night256": 0.12,
+    "night_choose256": 0.1,
+    "night_place256": 0.07,
+    "night_meet256x2": 0.03,
 }
 REFINE = {  # for four-step kinds: with PRACTICE's share of edits they lost some of them
     **PRACTICE,
@@ -117,6 +123,10 @@ REFINE = {  # for four-step kinds: with PRACTICE's share of edits they lost some
     "edit256x2": 0.03,
     "edit256x3": 0.03,
     "edit256x4": 0.015,
+    "night256": 0.16,
+    "night_choose256": 0.13,
+    "night_place256": 0.09,
+    "night_meet256x2": 0.05,
 }
 EDITS = {"edit128": 0.6, "edit128x2": 0.12, "all128": 0.28}
 STAGES = {
@@ -203,7 +213,7 @@ STAGES = {
         floor=0.01,
         frozen_encoder=True,
         keep="distilled",
-        sizes_from="practice",
+        guide="practice",
         four_steps=True,
     ),
     "kv_edits": Stage(
@@ -218,21 +228,22 @@ STAGES = {
         frozen_encoder=True,
         kv_share=1.0,
         keep="kv",
-        sizes_from="practice",
+        guide="practice",
         four_steps=True,
     ),
     "flex_edits": Stage(
         "grafted-flex",
         950,
         2e-3,
-        {**PRACTICE, "all256": 0.35},  # with a fifth of them captions got worse
-        mean=1.3,
+        {**REFINE, "all256": 0.35},  # with a fifth of them captions got worse
+        mean=1.6,
         tokens=3000,
         average=0.99,
         full_length=1.0,
         floor=0.01,
         keep="flex",
-        sizes_from="practice",
+        guide="practice",
+        guided_edits=1.0,
         flex=True,
     ),
 }
@@ -280,9 +291,9 @@ def objective(
     teacher: Student | None,
     pool: Pool,
     generator: torch.Generator,
-    of_sizes: Student | None = None,
+    guide: Student | None = None,
 ) -> Callable[[], Tensor]:
-    """The loss of one batch, as a function of nothing. of_sizes: who teaches captions of other sizes than 256 px."""
+    """The loss of one batch, as a function of nothing. guide: see `Stage`."""
 
     def draw(drop: float) -> Batch:
         return pool.draw(drop, stage.full_length).to(generator.device)
@@ -291,20 +302,23 @@ def objective(
         drop = 0.0 if stage.four_steps or stage.flex else 0.1  # those variants are never asked without a prompt
         batch, as_kv = draw(drop), pool.rng.random() < stage.kv_share
         count, tokens = batch.clean.shape[:2]
-        known = (tokens, batch.stretch) == (KEPT_TOKENS, 1)
-        if of_sizes and stage.four_steps and batch.references is None and not known:
-            return few_steps(student, of_sizes, batch, generator, GUIDANCE)
+        known = (tokens, batch.stretch, batch.noise_shift) == (KEPT_TOKENS, 1, 0.0)
+        edit = batch.references is not None
+        taught = pool.rng.random() < stage.guided_edits if edit else not known
+        told = replace(student, kv=as_kv)
+        if guide and stage.four_steps and taught:
+            return few_steps(told, guide, batch, generator, GUIDANCE)
         sigma = (
             draw_level(count, tokens, generator)
             if stage.four_steps
-            else draw_sigma(count, stage.mean + size_shift(tokens), stage.spread, generator)
+            else draw_sigma(count, stage.mean + size_shift(tokens) + batch.noise_shift, stage.spread, generator)
         )
         scale = guidance_scales(count, generator) if stage.flex else None
-        if of_sizes and scale is not None and batch.references is None and not known:
-            return guided(student, of_sizes, batch, sigma, scale, generator)
-        if teacher and batch.references is None and known:
+        if guide and scale is not None and taught:
+            return guided(student, guide, batch, sigma, scale, generator)
+        if teacher and known and not edit:
             return keep(student, teacher, batch, sigma, generator, scale)
-        return flow(replace(student, kv=as_kv), batch, sigma, generator, scale)
+        return flow(told, batch, sigma, generator, scale)
 
     def in_few_steps() -> Tensor:
         assert teacher is not None
@@ -363,10 +377,10 @@ def main() -> None:
     if taught_by:
         frozen = (part.to(options.device) for part in build_teacher(taught_by, options.runs, tokenizer))
         teacher = Student(*frozen, pool.empty)
-    of_sizes = None
-    if stage.sizes_from:
-        frozen = (part.to(options.device) for part in build_teacher(stage.sizes_from, options.runs, tokenizer))
-        of_sizes = Student(*frozen, pool.empty)
+    guide = None
+    if stage.guide:
+        frozen = (part.to(options.device) for part in build_teacher(stage.guide, options.runs, tokenizer))
+        guide = Student(*frozen, pool.empty)
     if stage.frozen_encoder or (stage.teacher and stage.objective != "flex"):
         encoder.requires_grad_(False)  # shared
     optimiser = BatchedMuon(*split_parameters(transformer, encoder), lr=stage.lr)
@@ -380,9 +394,9 @@ def main() -> None:
         generator.manual_seed(11 + step)
         pool.rng = type(pool.rng)(type(pool.rng.bit_generator)(13 + step))
     if not options.no_compile:
-        for network in (transformer, *(known.transformer for known in (teacher, of_sizes) if known)):
+        for network in (transformer, *(known.transformer for known in (teacher, guide) if known)):
             network.compile_repeated_blocks(fullgraph=True, dynamic=True)
-    loss_of = objective(stage, student, teacher, pool, generator, of_sizes)
+    loss_of = objective(stage, student, teacher, pool, generator, guide)
     total, threads = 0.0, Threads(options.threads)
     while step < run.steps:
         pool.with_references = run.progress(step) >= stage.edits_from

@@ -92,11 +92,12 @@ def test_only_captions_of_256_px_are_kept(stage: Stage) -> None:
     assert loss(captions()) == 0
     assert loss(captions(side=8)) > 0  # another size: learned from pictures
     assert loss(replace(captions(), stretch=2)) > 0  # as many tokens, and still another size
+    assert loss(replace(captions(), noise_shift=-0.5)) > 0  # a night sky
     assert loss(edits()) > 0
 
 
 @pytest.mark.parametrize("stage", ["distilled_edits", "kv_edits", "flex_edits"])
-def test_captions_of_other_sizes_are_taught_with_guidance(stage: str) -> None:
+def test_what_the_kept_stage_hardly_knows_is_taught_with_guidance(stage: str) -> None:
     """What the teacher says without a prompt, which only guidance looks at, changes what is learned."""
     asked, teaches = STAGES[stage], student(2)
     learns = replace(student(1), transformer=build_transformer(guidance_embeds=asked.flex))
@@ -106,10 +107,13 @@ def test_captions_of_other_sizes_are_taught_with_guidance(stage: str) -> None:
         made = objective(asked, learns, learns, Given(batch), generator(), teaches)  # type: ignore[arg-type]
         return made().item()
 
-    for batch in (captions(side=8), replace(captions(), stretch=2)):
+    for batch in (captions(side=8), replace(captions(), stretch=2), replace(captions(), noise_shift=-0.5)):
         assert loss(batch, 0) != loss(batch, 5)
     assert loss(captions(), 0) == loss(captions(), 5) == 0  # kept
-    assert loss(edits(), 0) == loss(edits(), 5) > 0  # learned from pictures
+    if asked.flex:
+        assert loss(edits(), 0) != loss(edits(), 5)  # without guidance half of them came out wrong
+    else:
+        assert loss(edits(), 0) == loss(edits(), 5) > 0  # learned from pictures
 
 
 def test_larger_pictures_are_learned_in_more_noise() -> None:
@@ -117,6 +121,23 @@ def test_larger_pictures_are_learned_in_more_noise() -> None:
     assert size_shift(64) == size_shift(256) == 0
     small, large = (draw_sigma(4000, 1.0 + size_shift(n), 0.0, generator(), uniform=0.0)[0] for n in (256, 1024))
     assert float(large / (1 - large)) == pytest.approx(2 * float(small / (1 - small)), rel=1e-4)
+
+
+def test_what_stands_out_less_is_learned_in_less_noise() -> None:
+    seen: list[float] = []
+
+    class Listens(Student):
+        def says(self, batch: Batch, noisy: torch.Tensor, sigma: torch.Tensor, *_: object) -> torch.Tensor:
+            seen.append(float(sigma.mean()))
+            return noisy
+
+    silent = student(1)
+    listens = Listens(silent.transformer, silent.encoder, EMPTY)
+    stage = replace(STAGES["practice"], spread=0.0)
+    for shift in (-0.5, 0.0):
+        batch = replace(edits(), noise_shift=shift)
+        objective(stage, listens, None, Given(batch), generator())()  # type: ignore[arg-type]
+    assert seen[0] < seen[1]
 
 
 def test_what_is_kept_is_of_an_earlier_stage_of_the_same_kind() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,21 @@ def test_a_family_is_encoded_once_and_every_edit_finds_its_scenes(
     found = made["references"][:, :, 0, 0, 0].tolist()  # type: ignore[index]
     assert found == [[numbers[scene] for scene in edit.references] for edit in edits]
     assert len(numbers) < 20 * (1 + references)
+
+
+@pytest.mark.parametrize("name", [name for name, group in GROUPS.items() if group.background])
+def test_a_group_of_one_background_holds_no_other(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    wanted, drawn = replace(GROUPS[name], count=20), list[Scene]()
+
+    def remember(vae: object, scenes: list[Scene], group: Group) -> torch.Tensor:
+        drawn.extend(scenes)
+        return torch.zeros(len(scenes), 32, 16, 16)
+
+    monkeypatch.setattr(pool, "encode_scenes", remember)
+    made = pool.build(wanted, None, seed=5)  # type: ignore[arg-type]
+    backgrounds = {scene.background for scene in drawn}
+    assert wanted.background in backgrounds and (backgrounds == {wanted.background} or wanted.references > 1)
+    assert made["noise_shift"] == wanted.noise_shift and len(made["texts"]) >= 20  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("references", [1, 2, 3, 4])

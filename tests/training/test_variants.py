@@ -17,7 +17,7 @@ from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import Installed
 from darkroom.engine.engine import Engine, EngineOptions
 from darkroom.types import AdapterFile, AdapterUse, Failure, ImageRequest, Job, Picture, Pixels
-from training.captions import TWO
+from training.captions import ONE, TWO
 from training.check import look
 from training.draw import Pixels as Drawn
 from training.draw import Scene, Thing, render
@@ -126,6 +126,14 @@ def test_most_captions_are_right_at_other_sizes(variant: str) -> None:
     """Half, because 24 pictures of a kind are few; the figures are in docs/embedded-model.md."""
     counted = sizes(from_package(FOLDER, variant), Setting(4, 1.0), 24, [(128, 128), (256, 128), (320, 320)])
     assert min(counted.values()) >= 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["distilled", "kv"])
+def test_a_thing_can_be_told_on_a_night_sky(variant: str) -> None:
+    """Where it stands out least."""
+    right = captions(from_package(FOLDER, variant), Setting(4, 1.0), ONE, 48, background="night")["right"]
+    assert right >= 45
 
 
 @pytest.mark.slow
