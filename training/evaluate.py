@@ -130,19 +130,20 @@ def edits(
     setting: Setting,
     count: int,
     changes: tuple[Change, ...] = ONE_REFERENCE,
-    side: int = 256,
+    width: int = 256,
+    height: int = 256,
     background: str = "",
 ) -> dict[str, float]:
     """Percent of held-out edits after which the picture shows exactly the scene asked for, per kind of change and
-    over all."""
+    over all. References are as large as the picture."""
     rng = np.random.default_rng(77)
     right: dict[str, list[bool]] = {}
     for index in range(-(-count // len(changes))):
         for change in changes:
             edit = held_out_edit(rng, change, background)
-            given = [[render(scene, side, side) for scene in edit.references]]
+            given = [[render(scene, width, height) for scene in edit.references]]
             picture = sampler.draw(
-                [edit.text], side, side, setting.steps, setting.guidance, seed=index, references=given
+                [edit.text], width, height, setting.steps, setting.guidance, seed=index, references=given
             )[0]
             seen = look(picture)
             tolerance = 0.12 if change in (Change.ADD, Change.MOVE) else 0.09
@@ -249,6 +250,7 @@ def main() -> None:
     parser.add_argument(
         "--sizes", nargs="+", type=size, help="captions at these sizes, as 512x512, instead of the rest"
     )
+    parser.add_argument("--edit-sizes", nargs="+", type=size, help="edits of one reference at these sizes, likewise")
     parser.add_argument("--background", choices=BACKGROUNDS, default="", help="only pictures with this one")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -263,6 +265,11 @@ def main() -> None:
                 json.dumps({"variant": name, **sizes(sampler, SETTINGS[name], options.count, options.sizes)}),
                 flush=True,
             )
+        if options.edit_sizes:
+            for width, height in options.edit_sizes:
+                counted = edits(sampler, SETTINGS[name], options.edits, width=width, height=height)
+                print(json.dumps({"variant": name, "edits at": f"{width}x{height}", **counted}), flush=True)
+        if options.sizes or options.edit_sizes:
             continue
         reports.append(evaluate(name, sampler, options.count, options.edits, options.background))
         print(json.dumps(reports[-1]), flush=True)

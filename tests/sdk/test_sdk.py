@@ -219,10 +219,19 @@ def test_webhook(sdk: Sdk, given: dict[str, Any]) -> None:
     fetched(body)
 
 
+def wait_until_taken(server: LiveServer) -> None:
+    """An SDK says that it has sent, not that it has arrived."""
+    deadline = time.monotonic() + 10
+    while 'darkroom_tasks{status="processing"} 0.0' in httpx.get(f"{server.url}/metrics").text:
+        assert time.monotonic() < deadline, "the task did not arrive"
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_the_server_is_restarted_in_mid_task(sdk: Sdk, given: dict[str, Any], server: LiveServer, end: str) -> None:
     running = Run(sdk, "restart", {**given, "prompt": "[slow 500] a boat"})
     running.wait_until_sent()
+    wait_until_taken(server)
     getattr(server, end)()
     time.sleep(0.3)
     server.start()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from training.captions import TWO
+from training.draw import Pixels
 from training.edits import Change
-from training.evaluate import held_out, held_out_edit, size
+from training.evaluate import Setting, edits, held_out, held_out_edit, size
 
 
 def test_a_size_is_two_multiples_of_a_token() -> None:
@@ -27,3 +28,23 @@ def test_a_background_is_that_of_all_that_is_counted() -> None:
     assert {each.claims.background for each in held_out(TWO, 8, "night")} == {"night"}
     assert {held_out_edit(rng, Change.REMOVE, "night").references[0].background for _ in range(8)} == {"night"}
     assert len({each.claims.background for each in held_out(TWO, 30)}) > 3
+
+
+class Copier:
+    """Gives back the first reference, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def draw(
+        self, texts: list[str], width: int, height: int, *_: float, seed: int, references: list[list[Pixels]]
+    ) -> list[Pixels]:
+        self.asked.append((width, height, references[0][0].shape))
+        return [given[0] for given in references]
+
+
+def test_edits_are_counted_at_the_size_asked_for_and_nothing_changed_is_wrong() -> None:
+    copier = Copier()
+    counted = edits(copier, Setting(4, 1.0), 4, (Change.REMOVE, Change.BACKGROUND), 256, 128)  # type: ignore[arg-type]
+    assert copier.asked == [(256, 128, (128, 256, 3))] * 4
+    assert counted == {"remove": 0.0, "background": 0.0, "right": 0.0}
