@@ -44,8 +44,11 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", type=part, metavar="STAGE=SHARE")
     options = parser.parse_args()
     stages, shares = zip(*options.parts, strict=True)
-    states = [torch.load(options.runs / stage / "weights.pt", weights_only=True) for stage in stages]
-    made = {network: blend([state[network] for state in states], list(shares)) for network in states[0]}
+    try:
+        states = [torch.load(options.runs / stage / "weights.pt", weights_only=True) for stage in stages]
+        made = {network: blend([state[network] for state in states], list(shares)) for network in states[0]}
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     (options.runs / options.to).mkdir(parents=True, exist_ok=True)
     torch.save(made, options.runs / options.to / "weights.pt")
 

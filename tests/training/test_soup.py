@@ -43,3 +43,18 @@ def test_a_stage_is_written_that_training_can_start_from(tmp_path: Path, monkeyp
 def test_a_share_that_is_none_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(ArgumentTypeError, match=r"practice=0\.5"):
         part(text)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"), [(["no-such=0.5", "other=0.5"], "no-such"), (["one=0.5", "one=0.4"], "1 together, not 0.9")]
+)
+def test_a_mistyped_command_is_told_in_words(
+    parts: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one").mkdir()
+    torch.save({"transformer": {"a": torch.zeros(1)}}, tmp_path / "one" / "weights.pt")
+    monkeypatch.setattr("sys.argv", ["soup", "--runs", str(tmp_path), "--to", "both", *parts])
+    with pytest.raises(SystemExit):
+        soup.main()
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
