@@ -15,6 +15,8 @@ import numpy as np
 from training.captions import POSITIONS, RADIUS, Kind, pick
 from training.draw import VISIBLE
 from training.edits import (
+    MIX,
+    ONE_REFERENCE,
     Edit,
     adding,
     away_from,
@@ -29,6 +31,7 @@ from training.edits import (
     removing,
     replacing,
     resizing,
+    sample_edit,
     shown_on,
     singles,
     source,
@@ -47,10 +50,11 @@ def choices(rng: np.random.Generator) -> list[Edit]:
     """A scene of two or three things, two of which are recoloured, replaced and removed, each with its inverse, and of
     two things also added: some twenty edits of seven to nine scenes."""
     scene = source(rng, (Kind.RELATION, Kind.PAIR, Kind.ROW))
+    colours = [c for c in VISIBLE[scene.background] if c not in {thing.colour for thing in scene.things}]
+    colour = pick(rng, tuple(colours))  # the same for both, so that only the thing that is named tells them apart
     found = []
     for index in rng.permutation(len(scene.things))[:2].tolist():
         thing = scene.things[index]
-        colour = pick(rng, tuple(c for c in VISIBLE[scene.background] if c != thing.colour))
         coloured = recolouring(rng, scene, index, colour)
         replaced = replacing(rng, scene, index, replace(thing, shape=other_shape(rng, scene)))
         other = replaced.target.things[index]
@@ -115,3 +119,14 @@ def meetings(rng: np.random.Generator) -> list[Edit]:
             if rng.random() < 0.5:
                 found.append(gathering_on(rng, scenes, ground))
     return found
+
+
+def assortment(rng: np.random.Generator) -> list[Edit]:
+    """Choices, places, or five unrelated edits of one reference, which alone change backgrounds: every change, for
+    sizes that have one pool of edits."""
+    kind = rng.random()
+    if kind < 0.5:
+        return choices(rng)
+    if kind < 0.8:
+        return places(rng)
+    return [sample_edit(rng, pick(rng, ONE_REFERENCE, [MIX[change] for change in ONE_REFERENCE])) for _ in range(5)]

@@ -20,7 +20,7 @@ from torch import Tensor
 from training.captions import Kind, sample
 from training.draw import Scene, render
 from training.edits import MIX, Change, sample_edit
-from training.families import Family, choices, meetings, places, sample_family
+from training.families import Family, assortment, choices, meetings, places, sample_family
 from training.runs import autocast, flush_denormals
 from training.vae import encode, fast_group_norm
 
@@ -84,6 +84,16 @@ GROUPS = {
     "night_choose256": Group(4000, 256, 256, references=1, family=choices, **NIGHT),
     "night_place256": Group(2500, 256, 256, references=1, family=places, **NIGHT),
     "night_meet256x2": Group(800, 256, 256, references=2, family=meetings, **NIGHT),
+    "change192x256": Group(4000, 192, 256, references=1, family=assortment),
+    "change256x192": Group(4000, 256, 192, references=1, family=assortment),
+    "change256x128": Group(3000, 256, 128, references=1, family=assortment),
+    "change128x256": Group(3000, 128, 256, references=1, family=assortment),
+    "change_small128": Group(6000, 128, 128, references=1, family=assortment),
+    "change320": Group(2500, 320, 320, references=1, family=assortment),
+    "change_half384": Group(4000, 192, 192, references=1, stretch=2, family=assortment),
+    "change384": Group(2000, 384, 384, references=1, family=assortment),
+    "change_half512": Group(4000, 256, 256, references=1, stretch=2, family=assortment),
+    "change512": Group(1500, 512, 512, references=1, family=assortment),
 }
 
 

@@ -112,6 +112,16 @@ PRACTICE = {  # back from 128 px to every size with the edits that were learned 
     "night_choose256": 0.1,
     "night_place256": 0.07,
     "night_meet256x2": 0.03,
+    "change192x256": 0.05,
+    "change256x192": 0.05,
+    "change256x128": 0.035,
+    "change128x256": 0.035,
+    "change_small128": 0.08,
+    "change320": 0.05,
+    "change_half384": 0.06,
+    "change384": 0.06,
+    "change_half512": 0.06,
+    "change512": 0.08,
 }
 REFINE = {  # for four-step kinds: with PRACTICE's share of edits they lost some of them
     **PRACTICE,

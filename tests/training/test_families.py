@@ -7,8 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.edits import Change, is_held_out
-from training.families import choices, meetings, places, sample_family
+from training.draw import Scene
+from training.edits import ONE_REFERENCE, Change, is_held_out
+from training.families import assortment, choices, meetings, places, sample_family
 
 
 def family(seed: int, kind=choices):  # type: ignore[no-untyped-def]
@@ -32,6 +33,26 @@ def test_scenes_are_shared(kind) -> None:  # type: ignore[no-untyped-def]
     edits = [edit for seed in range(20) for edit in family(seed, kind)]
     scenes = {scene for edit in edits for scene in (edit.target, *edit.references)}
     assert len(scenes) < sum(1 + len(edit.references) for edit in edits) / 2
+
+
+def test_the_same_colour_is_asked_for_either_thing() -> None:
+    """Then only its name tells which thing takes it: a model that gives the colour to both is wrong twice."""
+    shared = 0
+    for seed in range(20):
+        recoloured = [edit for edit in family(seed) if edit.change is Change.RECOLOUR]
+        asked: dict[Scene, set[tuple[str, int]]] = {}
+        for edit in recoloured:
+            (new,) = set(edit.target.things) - set(edit.references[0].things)
+            asked.setdefault(edit.references[0], set()).add((new.colour, edit.target.things.index(new)))
+        for found in asked.values():
+            shared += any(len([index for c, index in found if c == colour]) == 2 for colour, _ in found)
+    assert shared >= 12
+
+
+def test_an_assortment_has_every_change_of_one_reference() -> None:
+    edits = [edit for seed in range(60) for edit in family(seed, assortment)]
+    assert {edit.change for edit in edits} == set(ONE_REFERENCE)
+    assert {len(edit.references) for edit in edits} == {1}
 
 
 def test_an_edit_changes_one_thing_and_says_which() -> None:
@@ -63,7 +84,7 @@ def test_things_that_meet_keep_their_looks() -> None:
 
 
 def test_the_test_set_stays_out() -> None:
-    edits = [edit for kind in (choices, meetings) for seed in range(30) for edit in family(seed, kind)]
+    edits = [edit for kind in (choices, meetings, assortment) for seed in range(30) for edit in family(seed, kind)]
     assert not any(is_held_out(edit) for edit in edits)
     assert any(is_held_out(edit) for seed in range(30) for edit in choices(np.random.default_rng(seed)))
 
