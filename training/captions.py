@@ -198,6 +198,14 @@ def sample(rng: np.random.Generator, kind: Kind | None = None, loose: float = 0.
         return loosen(rng, made) if rng.random() < loose else made
 
 
+def sample_partial(rng: np.random.Generator, kind: Kind | None = None) -> Sample:
+    """A scene and a caption that says only some of it: what is left open has to come out in every way there is."""
+    while True:
+        made = sample(rng, kind, loose=0.0)
+        if made.scene.things:
+            return replace(made, text=_partial(rng, made))
+
+
 def careful(rng: np.random.Generator, kind: Kind) -> Sample:
     """A caption in the grammar, such as "a red circle above a blue square in a meadow"."""
     named = rng.random() < 0.6

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKLFlux2
 from torch import Tensor
 
-from training.captions import Kind, sample
+from training.captions import Kind, sample, sample_partial
 from training.draw import Scene, render
 from training.edits import MIX, Change, sample_edit
 from training.families import Family, assortment, choices, meetings, places, sample_family
@@ -29,8 +29,8 @@ from training.vae import encode, fast_group_norm
 class Group:
     """What a pool holds. width, height: pixels. references: 0 for captions, else the number of reference pictures.
     stretch: 2 for pictures that stand in for ones twice as large. loose: share of loose captions. family: edits come
-    in families instead of one by one. background: all pictures with this one. noise_shift: added to the mean of the
-    noise levels it is learned at."""
+    in families instead of one by one. partial: captions leave something open. background: all pictures with this one.
+    noise_shift: added to the mean of the noise levels it is learned at."""
 
     count: int
     width: int
@@ -40,6 +40,7 @@ class Group:
     kind: Kind | None = None
     loose: float = 0.25
     family: Family | None = None
+    partial: bool = False
     background: str = ""
     noise_shift: float = 0.0
 
@@ -94,6 +95,8 @@ GROUPS = {
     "change384": Group(2000, 384, 384, references=1, family=assortment),
     "change_half512": Group(4000, 256, 256, references=1, stretch=2, family=assortment),
     "change512": Group(1500, 512, 512, references=1, family=assortment),
+    # What a caption leaves open, a shape or a colour, is decided where there is little but noise.
+    "partial256": Group(1500, 256, 256, kind=Kind.ONE, partial=True, noise_shift=0.5),
 }
 
 
@@ -155,7 +158,7 @@ def draw_any(group: Group, rng: np.random.Generator) -> list[tuple[str, Scene, t
         weights = np.array([MIX[c] for c in changes])
         edits = [sample_edit(rng, changes[int(rng.choice(len(changes), p=weights / weights.sum()))])]
     else:
-        made = sample(rng, group.kind, group.loose)
+        made = sample_partial(rng, group.kind) if group.partial else sample(rng, group.kind, group.loose)
         return [(made.text, made.scene, ())]
     return [(e.text, e.target, e.references) for e in edits if len(e.references) == group.references]
 

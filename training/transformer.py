@@ -122,6 +122,7 @@ PRACTICE = {  # back from 128 px to every size with the edits that were learned 
     "change384": 0.06,
     "change_half512": 0.06,
     "change512": 0.08,
+    "partial256": 0.06,
 }
 REFINE = {  # for four-step kinds: with PRACTICE's share of edits they lost some of them
     **PRACTICE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.captions import HELD_OUT_ONE_IN, Kind, careful, sample
+from training.captions import HELD_OUT_ONE_IN, Kind, careful, sample, sample_partial
 from training.draw import BACKGROUNDS, COLOURS, SHAPES, VISIBLE, Scene, Thing, render
 from training.edits import MIX, Change, sample_edit
 
@@ -74,3 +74,11 @@ def test_edits_keep_what_they_do_not_name(change: Change) -> None:
 def test_every_number_of_references_occurs() -> None:
     rng = np.random.default_rng(5)
     assert {len(sample_edit(rng).references) for _ in range(600)} == {1, 2, 3, 4} and abs(sum(MIX.values()) - 1) < 1e-9
+
+
+def test_what_a_partial_caption_leaves_open_comes_in_every_way() -> None:
+    """Else a negative prompt that names one way would leave nothing to draw."""
+    rng = np.random.default_rng(6)
+    made = [sample_partial(rng, Kind.ONE) for _ in range(3000)]
+    open_ = [m.scene.things[0].shape for m in made if m.text.endswith(" shape") and any(c in m.text for c in COLOURS)]
+    assert set(open_) == set(SHAPES) and max(open_.count(shape) for shape in SHAPES) < len(open_) / 3
