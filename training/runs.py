@@ -23,6 +23,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.spent, self.started, self.saved, self.printed = 0.0, time.monotonic(), time.monotonic(), 0.0
         self.state: dict[str, Any] | None = None
+        self.logging = False
 
     def resume(self) -> dict[str, Any] | None:
         """The saved state of this run, or None when there is none."""
@@ -53,10 +54,12 @@ class Run:
         self.saved = time.monotonic()
 
     def log(self, **values: float | int | str) -> None:
-        """Appends one record and prints it."""
+        """Writes one record and prints it. The first one of a run that was not resumed begins the log anew, so that
+        no curve shows two runs as one."""
         record = {"minutes": round(self.seconds / 60, 2), **values}
-        with (self.folder / "log.jsonl").open("a") as file:
+        with (self.folder / "log.jsonl").open("a" if self.logging or self.state else "w") as file:
             file.write(json.dumps(record) + "\n")
+        self.logging = True
         print(json.dumps(record), flush=True)
 
 
