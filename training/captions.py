@@ -198,12 +198,11 @@ def sample(rng: np.random.Generator, kind: Kind | None = None, loose: float = 0.
         return loosen(rng, made) if rng.random() < loose else made
 
 
-def sample_partial(rng: np.random.Generator, kind: Kind | None = None) -> Sample:
-    """A scene and a caption that says only some of it: what is left open has to come out in every way there is."""
-    while True:
-        made = sample(rng, kind, loose=0.0)
-        if made.scene.things:
-            return replace(made, text=_partial(rng, made))
+def sample_partial(rng: np.random.Generator, kind: Kind = Kind.ONE) -> Sample:
+    """A scene and a caption that says only some of it: what is left open has to come out in every way there is.
+    kind: any but EMPTY."""
+    made = sample(rng, kind, loose=0.0)
+    return replace(made, text=_partial(rng, made))
 
 
 def careful(rng: np.random.Generator, kind: Kind) -> Sample:

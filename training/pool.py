@@ -158,7 +158,7 @@ def draw_any(group: Group, rng: np.random.Generator) -> list[tuple[str, Scene, t
         weights = np.array([MIX[c] for c in changes])
         edits = [sample_edit(rng, changes[int(rng.choice(len(changes), p=weights / weights.sum()))])]
     else:
-        made = sample_partial(rng, group.kind) if group.partial else sample(rng, group.kind, group.loose)
+        made = sample_partial(rng, group.kind or Kind.ONE) if group.partial else sample(rng, group.kind, group.loose)
         return [(made.text, made.scene, ())]
     return [(e.text, e.target, e.references) for e in edits if len(e.references) == group.references]
 
