@@ -63,7 +63,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Things on a background; detail seeds what the background leaves open (star places, hill lines, horizon)."""
+    """Things on a background; detail seeds what the background leaves open (hill lines, horizon, flowers)."""
 
     things: tuple[Thing, ...]
     background: str
@@ -137,6 +137,17 @@ def _hills(
     return level + swing * (np.sin(waves * x + phase) + 0.4 * np.sin(2.3 * waves * x + other))
 
 
+def _dot(canvas: NDArray[np.float32], cx: float, cy: float, r: float, colour: Colour) -> None:
+    """One small soft disc; centre and radius in pixels, wholly or partly outside the canvas if need be."""
+    x0, x1, y0, y1 = max(int(cx - r - 1), 0), int(cx + r + 2), max(int(cy - r - 1), 0), int(cy + r + 2)
+    patch = canvas[y0:y1, x0:x1]
+    if patch.size == 0:
+        return
+    yy, xx = np.mgrid[y0 : y0 + patch.shape[0], x0 : x0 + patch.shape[1]]
+    alpha = np.clip(r - np.hypot(xx + 0.5 - cx, yy + 0.5 - cy) + 0.5, 0, 1).astype(np.float32)[..., None]
+    patch += alpha * (np.asarray(colour, dtype=np.float32) - patch)
+
+
 def _dots(
     canvas: NDArray[np.float32],
     rng: np.random.Generator,
@@ -149,23 +160,28 @@ def _dots(
     height, width = canvas.shape[:2]
     unit = min(width, height) / 256
     for _ in range(count):
-        cx, cy = rng.uniform(0, width), rng.uniform(*y_range) * height
-        r = rng.uniform(*radius) * unit
-        colour = np.asarray(colours[int(rng.integers(len(colours)))], dtype=np.float32)
-        x0, x1, y0, y1 = max(int(cx - r - 1), 0), int(cx + r + 2), max(int(cy - r - 1), 0), int(cy + r + 2)
-        patch = canvas[y0:y1, x0:x1]
-        if patch.size == 0:
-            continue
-        yy, xx = np.mgrid[y0 : y0 + patch.shape[0], x0 : x0 + patch.shape[1]]
-        alpha = np.clip(r - np.hypot(xx + 0.5 - cx, yy + 0.5 - cy) + 0.5, 0, 1).astype(np.float32)[..., None]
-        patch += alpha * (colour - patch)
+        x, y, r = rng.uniform(0, width), rng.uniform(*y_range) * height, rng.uniform(*radius) * unit
+        _dot(canvas, x, y, r, colours[int(rng.integers(len(colours)))])
+
+
+STARS_PER_SQUARE = 22
+STAR_SIZES = (2.6, 3.4, 2.9, 4.6, 3.1)  # radii in 1/256 of the short side
+STAR_COLOURS = ((255, 255, 255), (255, 244, 200), (214, 224, 255))
 
 
 def _night(x, y, rng, width, height):  # type: ignore[no-untyped-def]
-    top, bottom = SCENIC["night"]
-    canvas = _mix(top, bottom, y + 0 * x)
-    area = max(1.0, width * height / min(width, height) ** 2)
-    _dots(canvas, rng, int(24 * area), (0, 1), [(255, 255, 255), (255, 244, 200), (214, 224, 255)], (2.2, 3.8))
+    """The same stars in every sky: where they are cannot be foretold from a caption, and what a few steps cannot
+    foretell they leave out. Longer canvases show more of the same sky, so short sides are the unit.
+
+    Source of the even spread: M. Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences", 2018."""
+    canvas = _mix(*SCENIC["night"], y + 0 * x)
+    short = min(width, height)
+    reach = 4  # short sides
+    for index in range(STARS_PER_SQUARE * reach**2):
+        cx, cy = ((0.5 + index * step) % 1 * reach * short for step in (0.7548776662466927, 0.5698402909980532))
+        if cx < width and cy < height:
+            r = STAR_SIZES[index % len(STAR_SIZES)] * short / 256
+            _dot(canvas, cx, cy, r, STAR_COLOURS[index % len(STAR_COLOURS)])
     return canvas
 
 

@@ -58,6 +58,9 @@ MIX = {  # the harder a change is to learn, the more of it
     Change.GATHER_ON: 0.03,
 }
 ONE_REFERENCE = tuple(Change)[:7]
+OF_SEVERAL = (Change.RECOLOUR, Change.REPLACE, Change.REMOVE)  # what is done to one thing where there are others
+ROOM = 0.21  # the radius that fits into a corner, in short sides
+GROWTH = {grow: RADIUS[size] / RADIUS["medium"] for grow, size in ((True, "large"), (False, "small"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,7 @@ def _move(rng: np.random.Generator) -> Edit:
 def movable(rng: np.random.Generator) -> Scene:
     """A scene of one thing that fits into a corner."""
     scene = source(rng, (Kind.ONE,))
-    return swap(scene, 0, replace(scene.things[0], radius=min(scene.things[0].radius, 0.21)))
+    return swap(scene, 0, replace(scene.things[0], radius=min(scene.things[0].radius, ROOM)))
 
 
 def away_from(thing: Thing) -> tuple[str, ...]:
@@ -210,16 +213,23 @@ def moving(rng: np.random.Generator, scene: Scene, place: str) -> Edit:
 
 
 def _resize(rng: np.random.Generator) -> Edit:
-    scene = source(rng, (Kind.ONE,))
-    thing = replace(scene.things[0], x=0.5, y=0.5, radius=RADIUS["medium"])
-    return resizing(rng, swap(scene, 0, thing), grow=rng.random() < 0.5)
+    scene, grow = source(rng, (Kind.ONE,)), rng.random() < 0.5
+    place = "center" if rng.random() < 0.4 else pick(rng, tuple(POSITIONS))
+    return resizing(rng, resizable(scene, place, grow), grow)
+
+
+def resizable(scene: Scene, place: str, grow: bool) -> Scene:
+    """The scene with its only thing at a place, no larger than leaves it room to grow there."""
+    x, y = POSITIONS[place]
+    radius = ROOM / GROWTH[True] if grow and place != "center" else RADIUS["medium"]
+    return swap(scene, 0, replace(scene.things[0], x=x, y=y, radius=radius))
 
 
 def resizing(rng: np.random.Generator, scene: Scene, grow: bool) -> Edit:
-    """The only thing of a scene gets large or small."""
+    """The only thing of a scene gets larger or smaller where it is."""
     thing = scene.things[0]
     word = pick(rng, ("larger", "bigger") if grow else ("smaller",))
-    made = replace(thing, radius=RADIUS["large" if grow else "small"])
+    made = replace(thing, radius=thing.radius * GROWTH[grow])
     return Edit(f"make {_named(rng, thing)} {word}", (scene,), swap(scene, 0, made), Change.RESIZE)
 
 

@@ -21,7 +21,7 @@ from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 from training.captions import ONE, THREE, TWO, Kind, Sample, pick, sample
 from training.check import Verdict, judge, look, same_scene
 from training.draw import BACKGROUNDS, render
-from training.edits import ONE_REFERENCE, Change, Edit, sample_edit
+from training.edits import OF_SEVERAL, ONE_REFERENCE, Change, Edit, sample_edit
 from training.flex import build_flex_encoder, encode_flex_prompts, flex_tokenizer
 from training.model import build_text_encoder, build_transformer, install_kv
 from training.sample import Sampler
@@ -97,11 +97,12 @@ def held_out(kinds: tuple[Kind, ...], count: int, background: str = "", seed: in
     return found
 
 
-def held_out_edit(rng: np.random.Generator, change: Change, background: str = "") -> Edit:
-    """An edit that training never sees. background: of its first reference."""
+def held_out_edit(rng: np.random.Generator, change: Change, background: str = "", things: int = 0) -> Edit:
+    """An edit that training never sees. background: of its first reference; things: how many that shows, 0 for any."""
     while True:
         made = sample_edit(rng, change, held_out=True)
-        if background in ("", made.references[0].background):
+        first = made.references[0]
+        if background in ("", first.background) and things in (0, len(first.things)):
             return made
 
 
@@ -133,14 +134,15 @@ def edits(
     width: int = 256,
     height: int = 256,
     background: str = "",
+    things: int = 0,
 ) -> dict[str, float]:
     """Percent of held-out edits after which the picture shows exactly the scene asked for, per kind of change and
-    over all. References are as large as the picture."""
+    over all. References are as large as the picture. things: how many the first one shows, 0 for any."""
     rng = np.random.default_rng(77)
     right: dict[str, list[bool]] = {}
     for index in range(-(-count // len(changes))):
         for change in changes:
-            edit = held_out_edit(rng, change, background)
+            edit = held_out_edit(rng, change, background, things)
             given = [[render(scene, width, height) for scene in edit.references]]
             picture = sampler.draw(
                 [edit.text], width, height, setting.steps, setting.guidance, seed=index, references=given
@@ -251,6 +253,13 @@ def main() -> None:
         "--sizes", nargs="+", type=size, help="captions at these sizes, as 512x512, instead of the rest"
     )
     parser.add_argument("--edit-sizes", nargs="+", type=size, help="edits of one reference at these sizes, likewise")
+    parser.add_argument(
+        "--one-of",
+        type=int,
+        default=0,
+        choices=(0, 2, 3),
+        help="with --edit-sizes: one of as many things is recoloured, replaced or removed",
+    )
     parser.add_argument("--background", choices=BACKGROUNDS, default="", help="only pictures with this one")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -267,7 +276,10 @@ def main() -> None:
             )
         if options.edit_sizes:
             for width, height in options.edit_sizes:
-                counted = edits(sampler, SETTINGS[name], options.edits, width=width, height=height)
+                changes = OF_SEVERAL if options.one_of else ONE_REFERENCE
+                counted = edits(
+                    sampler, SETTINGS[name], options.edits, changes, width, height, options.background, options.one_of
+                )
                 print(json.dumps({"variant": name, "edits at": f"{width}x{height}", **counted}), flush=True)
         if options.sizes or options.edit_sizes:
             continue

@@ -12,7 +12,7 @@ from itertools import permutations
 
 import numpy as np
 
-from training.captions import POSITIONS, RADIUS, Kind, pick
+from training.captions import POSITIONS, Kind, pick
 from training.draw import VISIBLE
 from training.edits import (
     MIX,
@@ -30,6 +30,7 @@ from training.edits import (
     recolouring,
     removing,
     replacing,
+    resizable,
     resizing,
     sample_edit,
     shown_on,
@@ -74,10 +75,27 @@ def choices(rng: np.random.Generator) -> list[Edit]:
     return found
 
 
+def colourings(rng: np.random.Generator) -> list[Edit]:
+    """A scene of two or three things, any of which takes one of two colours or that of its neighbour, and back, and
+    the one beside it after that: some thirteen edits of some eleven scenes, where only the name tells what is meant."""
+    scene = source(rng, (Kind.RELATION, Kind.PAIR, Kind.ROW))
+    shown = {thing.colour for thing in scene.things}
+    fresh = rng.permutation([c for c in VISIBLE[scene.background] if c not in shown]).tolist()[:2]
+    found = []
+    for index, thing in enumerate(scene.things):
+        beside = (index + 1) % len(scene.things)
+        others = [*fresh, *{scene.things[beside].colour} - {thing.colour}]
+        found += [recolouring(rng, scene, index, colour) for colour in others]
+        coloured = found[-len(others)].target
+        found.append(recolouring(rng, coloured, index, thing.colour))
+        found += [recolouring(rng, coloured, beside, colour) for colour in fresh]
+    return found
+
+
 def places(rng: np.random.Generator) -> list[Edit]:
     """A picture of one thing, the same in another colour and another thing in its stead, each of which goes to some of
-    the nine places and on from there, gets larger and smaller, and turns into the others: some forty edits of some
-    twenty scenes."""
+    the nine places and on from there, gets larger and smaller in the middle and elsewhere, and turns into the others:
+    some forty edits of some thirty scenes."""
     scene = movable(rng)
     thing = scene.things[0]
     colour = pick(rng, tuple(c for c in VISIBLE[scene.background] if c != thing.colour))
@@ -91,8 +109,8 @@ def places(rng: np.random.Generator) -> list[Edit]:
         for edit in moved:
             onward = [place for place in goals if place in away_from(edit.target.things[0])]
             found.append(moving(rng, edit.target, pick(rng, onward)))
-        middle = swap(scene, 0, replace(look, x=0.5, y=0.5, radius=RADIUS["medium"]))
-        found += [resizing(rng, middle, grow=True), resizing(rng, middle, grow=False)]
+        for place in ("center", pick(rng, goals)):
+            found += [resizing(rng, resizable(given, place, grow), grow) for grow in (True, False)]
     for x, y in (POSITIONS[place] for place in goals):
         first, coloured, other = (swap(scene, 0, replace(look, x=x, y=y)) for look in looks)
         found += [

@@ -123,6 +123,8 @@ PRACTICE = {  # back from 128 px to every size with the edits that were learned 
     "change_half512": 0.06,
     "change512": 0.08,
     "partial256": 0.06,
+    "colour256": 0.12,
+    "colour384": 0.04,
 }
 REFINE = {  # for four-step kinds: with PRACTICE's share of edits they lost some of them
     **PRACTICE,

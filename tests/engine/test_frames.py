@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from darkroom.engine.frames import LENGTH, MAX_FRAME, AnyMessage, Reported, Run, Told, commands, messages, receive, send
+from darkroom.engine.frames import HEADER, MAX_FRAME, AnyMessage, Reported, Run, Told, commands, messages, receive, send
 from darkroom.types import Ended, EngineStatus, ImageRequest, Job, Picture, Pixels, Record
 
 REQUEST = ImageRequest(card="runware:400@5", prompt="ein Fuß", width=64, height=64, steps=1, seed=2**63 - 1)
@@ -22,14 +23,50 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield left, right
 
 
+def picture(side: int) -> AnyMessage:
+    pixels = Pixels(width=side, height=side, data=bytes(range(256)) * (side * side * 3 // 256))
+    made = Picture(task="a", result=0, seed=1, pixels=pixels, record=Record(stage_ms={"denoise": 1.5}))
+    return Told(events=(made, Ended(task="a")))
+
+
 def test_a_picture_of_12_megabytes_arrives_as_it_left(pair: tuple[socket.socket, socket.socket]) -> None:
-    pixels = Pixels(width=2048, height=2048, data=bytes(range(256)) * (2048 * 2048 * 3 // 256))
-    picture = Picture(task="a", result=0, seed=1, pixels=pixels, record=Record(stage_ms={"denoise": 1.5}))
-    sent: AnyMessage = Told(events=(picture, Ended(task="a")))
+    sent = picture(2048)
     writer = threading.Thread(target=send, args=(pair[0], sent))
     writer.start()
     assert receive(pair[1], messages) == sent
     writer.join()
+
+
+def test_it_does_so_where_there_are_no_files_in_memory(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    test_a_picture_of_12_megabytes_arrives_as_it_left(pair)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no files in memory")
+def test_large_frames_wait_for_their_reader_without_keeping_the_writer_and_leave_nothing_open(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for side in (512, 1024, 2048):
+        send(pair[0], picture(side))
+    assert [receive(pair[1], messages) for _ in range(3)] == [picture(side) for side in (512, 1024, 2048)]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no files in memory")
+@pytest.mark.parametrize("size", [None, 0, 99, 101])
+def test_a_body_that_did_not_come_whole_is_refused(pair: tuple[socket.socket, socket.socket], size: int | None) -> None:
+    if size is None:
+        pair[0].sendall(HEADER.pack(100, True))
+    else:
+        with open(os.memfd_create("body"), "wb") as file:
+            file.write(bytes(size))
+            file.flush()
+            socket.send_fds(pair[0], [HEADER.pack(100, True)], [file.fileno()])
+    with pytest.raises(msgspec.DecodeError, match="did not come with it"):
+        receive(pair[1], messages)
 
 
 def test_several_frames_keep_their_order(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -40,7 +77,9 @@ def test_several_frames_keep_their_order(pair: tuple[socket.socket, socket.socke
     assert receive(pair[1], messages) == Reported(number=3, status=EngineStatus(ready=True))
 
 
-@pytest.mark.parametrize("sent", [b"", b"\0\0", LENGTH.pack(100) + b"too few"], ids=["nothing", "header", "body"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"\0\0", HEADER.pack(100, False) + b"too few"], ids=["nothing", "header", "body"]
+)
 def test_the_end_of_the_connection_is_none(pair: tuple[socket.socket, socket.socket], sent: bytes) -> None:
     pair[0].sendall(sent)
     pair[0].close()
@@ -49,12 +88,12 @@ def test_the_end_of_the_connection_is_none(pair: tuple[socket.socket, socket.soc
 
 @pytest.mark.parametrize("body", [b"\x80", b"not msgpack", msgspec.msgpack.encode({"message": "surprise"})])
 def test_what_is_no_message_is_refused(pair: tuple[socket.socket, socket.socket], body: bytes) -> None:
-    pair[0].sendall(LENGTH.pack(len(body)) + body)
+    pair[0].sendall(HEADER.pack(len(body), False) + body)
     with pytest.raises(msgspec.DecodeError):
         receive(pair[1], messages)
 
 
 def test_a_length_over_the_limit_is_refused_before_memory_is_taken(pair: tuple[socket.socket, socket.socket]) -> None:
-    pair[0].sendall(LENGTH.pack(MAX_FRAME + 1))
+    pair[0].sendall(HEADER.pack(MAX_FRAME + 1, False))
     with pytest.raises(msgspec.DecodeError, match="over the limit"):
         receive(pair[1], messages)

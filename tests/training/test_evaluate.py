@@ -9,7 +9,7 @@ import pytest
 
 from training.captions import TWO
 from training.draw import Pixels
-from training.edits import Change
+from training.edits import OF_SEVERAL, Change
 from training.evaluate import Setting, edits, held_out, held_out_edit, size
 
 
@@ -28,6 +28,12 @@ def test_a_background_is_that_of_all_that_is_counted() -> None:
     assert {each.claims.background for each in held_out(TWO, 8, "night")} == {"night"}
     assert {held_out_edit(rng, Change.REMOVE, "night").references[0].background for _ in range(8)} == {"night"}
     assert len({each.claims.background for each in held_out(TWO, 30)}) > 3
+
+
+def test_pictures_of_as_many_things_can_be_asked_for() -> None:
+    rng = np.random.default_rng(3)
+    for change in OF_SEVERAL:
+        assert {len(held_out_edit(rng, change, things=2).references[0].things) for _ in range(8)} == {2}
 
 
 class Copier:

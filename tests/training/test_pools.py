@@ -11,7 +11,7 @@ import torch
 from training import pool
 from training.batches import Batch
 from training.captions import Kind, sample
-from training.draw import SHAPES, Scene, Thing
+from training.draw import BACKGROUNDS, SHAPES, Scene, Thing
 from training.edits import Change, Edit, sample_edit
 from training.families import Family, choices, meetings, sample_family
 from training.pool import COUNTS, GROUPS, Group, interest
@@ -104,3 +104,10 @@ def test_products_are_in_the_faster_format(monkeypatch: pytest.MonkeyPatch) -> N
     assert fast_dtype() in (torch.float32, torch.bfloat16)
     with autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is fast_dtype()
+
+
+def test_a_group_without_a_background_has_every_other() -> None:
+    rng = np.random.default_rng(5)
+    drawn = [each for _ in range(200) for each in pool.draw_some(GROUPS["all256"], rng)]
+    assert GROUPS["all256"].without == "night"
+    assert {scene.background for _, scene, _ in drawn} == {*BACKGROUNDS} - {"night"}

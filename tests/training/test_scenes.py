@@ -23,6 +23,15 @@ def test_the_same_scene_gives_the_same_picture(background: str) -> None:
     assert tuple(first[32, 48]) == COLOURS["red"]
 
 
+def test_every_night_sky_has_the_same_stars_and_a_longer_one_more_of_them() -> None:
+    sky = render(Scene((), "night", 1), 256, 256)
+    assert (sky == render(Scene((), "night", 2), 256, 256)).all()
+    wide = render(Scene((), "night", 1), 512, 256)
+    bright = [(picture.min(-1) > 200) for picture in (sky, wide)]
+    assert (bright[0][:, :250] == bright[1][:, :250]).all()
+    assert min(bright[0].sum(), bright[1][:, 256:].sum()) > 200
+
+
 def test_edges_are_smooth() -> None:
     picture = render(Scene((Thing("circle", "black", 0.5, 0.5, 0.3),), "white"), 64, 64)
     assert len(np.unique(picture[..., 0])) > 20  # blends between black and white along the rim
