@@ -263,6 +263,9 @@ def main() -> None:
     parser.add_argument("--background", choices=BACKGROUNDS, default="", help="only pictures with this one")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.one_of and not options.edit_sizes:
+        parser.error("--one-of counts edits: say at which sizes, as --edit-sizes 256x256")
+    changes = OF_SEVERAL if options.one_of else ONE_REFERENCE
     torch.set_flush_denormal(True)
     reports = []
     names = [options.as_variant] if options.runs else [v for v in options.variants if (options.embedded / v).exists()]
@@ -276,7 +279,6 @@ def main() -> None:
             )
         if options.edit_sizes:
             for width, height in options.edit_sizes:
-                changes = OF_SEVERAL if options.one_of else ONE_REFERENCE
                 counted = edits(
                     sampler, SETTINGS[name], options.edits, changes, width, height, options.background, options.one_of
                 )

@@ -59,7 +59,7 @@ GROUPS = {
     "choose128": Group(40000, 128, 128, references=1, stretch=2, family=choices),
     "meet128x2": Group(5000, 128, 128, references=2, stretch=2, family=meetings),
     "meet128x3": Group(2500, 128, 128, references=3, stretch=2, family=meetings),
-    "all256": Group(4000, 256, 256, without="night"),  # they are kept as stages draw them that hardly know it: night256
+    "all256": Group(4000, 256, 256, without="night"),  # night256 has those, which the kept stage draws worse
     "choose256": Group(10000, 256, 256, references=1, family=choices),
     "place256": Group(5000, 256, 256, references=1, family=places),
     "meet256x2": Group(3000, 256, 256, references=2, family=meetings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -41,6 +42,16 @@ def test_it_does_so_where_there_are_no_files_in_memory(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
+    test_a_picture_of_12_megabytes_arrives_as_it_left(pair)
+
+
+def test_it_does_so_when_no_more_files_can_be_had(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
     test_a_picture_of_12_megabytes_arrives_as_it_left(pair)
 
 
