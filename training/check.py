@@ -167,6 +167,40 @@ def templates() -> dict[str, tuple[NDArray[np.float32], float]]:
     return made
 
 
+def evenness(pixels: Pixels, thing: Found) -> float:
+    """How much of a thing in a picture and of the ideal shape, at the place and size that fit it best, is common to
+    both (intersection over union), 0 to 1: what makes an outline look cut by hand is missing or too much."""
+    height, width = pixels.shape[:2]
+    box = np.asarray(OUTLINES[thing.shape])
+    radius = thing.radius * min(height, width)
+    x, y = np.array([thing.x * width, thing.y * height]) - (box.min(0) + box.max(0)) / 2 * radius
+    reach = radius * 1.25 + 3
+    left, top = max(int(x - reach), 0), max(int(y - reach), 0)
+    patch = lab(pixels[top : int(y + reach) + 1, left : int(x + reach) + 1].astype(np.float32))
+    distance = np.linalg.norm(patch - lab(np.asarray(COLOURS[thing.colour], dtype=np.float32)), axis=-1)
+    around = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
+    mask = distance < float(np.median(around)) / 2  # half of the way to what is around it
+    fit = np.array([x - left, y - top, radius])
+    best = _overlap(mask, box, fit)
+    for step in (2.0, 1.0, 0.5, 0.25):
+        moved = True
+        while moved:
+            moved = False
+            for change in (*np.eye(3), *-np.eye(3)):
+                overlap = _overlap(mask, box, fit + step * change)
+                if overlap > best:
+                    best, fit, moved = overlap, fit + step * change, True
+    return best
+
+
+def _overlap(mask: NDArray[np.bool_], outline: NDArray[np.float64], fit: NDArray[np.float64], over: int = 4) -> float:
+    """Intersection over union of a mask and an outline of which fit says x, y and radius in pixels."""
+    image = Image.new("L", (mask.shape[1] * over, mask.shape[0] * over))
+    ImageDraw.Draw(image).polygon([tuple(p) for p in ((outline * fit[2] + fit[:2]) * over).tolist()], fill=255)
+    ideal = np.asarray(image.reduce(over)) > 127
+    return float((mask & ideal).sum() / max((mask | ideal).sum(), 1))
+
+
 def judge(seen: Seen, claims: Claims) -> Verdict:
     """Whether a picture keeps what its caption claims. Colours and shapes are judged on the best assignment of
     things to claims."""

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from training.captions import ONE, THREE, TWO, Kind, Sample, pick, sample
-from training.check import Verdict, judge, look, same_scene
+from training.check import Verdict, evenness, judge, look, same_scene
 from training.draw import BACKGROUNDS, render
 from training.edits import OF_SEVERAL, ONE_REFERENCE, Change, Edit, sample_edit
 from training.flex import build_flex_encoder, encode_flex_prompts, flex_tokenizer
@@ -115,15 +115,23 @@ def captions(
     height: int = 256,
     background: str = "",
 ) -> dict[str, float]:
-    """Percent of held-out captions for which each claim holds, and for which all do."""
+    """Percent of held-out captions for which each claim holds, and for which all do. outline: how much of a thing and
+    of the even shape that it should be is common to both (intersection over union, in percent), the mean of the things
+    of all pictures that are right; drawn ones have 99."""
     samples = held_out(kinds, count, background)
     verdicts: list[Verdict] = []
+    overlaps: list[float] = []
     for start in range(0, count, 24):
         part = samples[start : start + 24]
         pictures = sampler.draw([s.text for s in part], width, height, setting.steps, setting.guidance, seed=start)
-        verdicts += [judge(look(picture), s.claims) for picture, s in zip(pictures, part, strict=True)]
+        for picture, asked in zip(pictures, part, strict=True):
+            seen = look(picture)
+            verdicts.append(judge(seen, asked.claims))
+            if verdicts[-1].right:
+                overlaps += [evenness(picture, thing) for thing in seen.things]
     names = [*Verdict.__dataclass_fields__, "right"]
-    return {name: round(100 * float(np.mean([getattr(v, name) for v in verdicts])), 1) for name in names}
+    found = {name: round(100 * float(np.mean([getattr(v, name) for v in verdicts])), 1) for name in names}
+    return {**found, "outline": round(100 * float(np.mean(overlaps or [0.0])), 1)}
 
 
 def edits(

@@ -1,7 +1,7 @@
 """What the transformers are trained to do: one function per objective, each returns a loss.
 
-flow: predict the velocity from noise to picture. keep: predict what an earlier stage does. guided: predict in one
-pass what a teacher says with classifier-free guidance.
+flow: predict the velocity from noise to picture. guided: predict in one pass what a teacher says with
+classifier-free guidance.
 few_steps: go in one step where a guided teacher goes in several, at the noise levels that four-step sampling visits.
 """
 
@@ -95,24 +95,6 @@ def flow(
     return squared(said, noise - batch.clean, batch.weight)
 
 
-def keep(
-    student: Student,
-    teacher: Student,
-    batch: Batch,
-    sigma: Tensor,
-    generator: torch.Generator,
-    guidance: Tensor | None = None,
-) -> Tensor:
-    """Say what an earlier stage of the same kind says at noise levels sigma (n,): what it knew is kept while something
-    else is learned, and its velocity, unlike that towards one picture, has no noise of its own.
-
-    Source: learning without forgetting, Li & Hoiem 2016, arXiv:1606.09282."""
-    noisy, _ = noised(batch, sigma, generator)
-    with torch.no_grad():
-        target = teacher.says(batch, noisy, sigma, teacher.text(batch), guidance).float()
-    return squared(student.says(batch, noisy, sigma, student.text(batch), guidance), target, batch.weight)
-
-
 def guided(
     student: Student, teacher: Student, batch: Batch, sigma: Tensor, scale: Tensor, generator: torch.Generator
 ) -> Tensor:
@@ -123,28 +105,41 @@ def guided(
     return squared(student.says(batch, noisy, sigma, student.text(batch), scale), target, batch.weight)
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """How the steps of few-step sampling are taught, from the first to the last. inner: the small steps that a teacher
+    takes for each, 0 for one that is learned from the picture itself; shares: how often each is drawn."""
+
+    inner: tuple[int, ...]
+    shares: tuple[float, ...]
+
+
+TAUGHT = Walk((1, 1, 2, 3), (1.0, 1.0, 1.2, 1.6))
+# Where the last step begins, what is drawn is decided: the picture then knows more of its outlines than any teacher.
+TO_PICTURE = Walk((1, 1, 2, 0), (1.0, 1.0, 1.2, 3.2))
+
+
 def few_steps(
     student: Student,
     teacher: Student,
     batch: Batch,
     generator: torch.Generator,
     scale: float,
-    steps: int = 4,
-    inner: tuple[int, ...] = (1, 1, 2, 3),
+    walk: Walk = TAUGHT,
 ) -> Tensor:
     """Step distillation: the teacher walks from one of the sampler's noise levels to the next in several small
-    steps; the student's single velocity should land in the same place. inner: small steps for each of the large
-    ones. scale 0: a teacher without guidance."""
+    steps; the student's single velocity should land in the same place. scale 0: a teacher without guidance."""
     count, tokens = batch.clean.shape[:2]
-    levels = sigmas(steps, 256 if tokens < 256 else tokens)  # small grids stand in for 256 px
-    weights = torch.tensor([1.0, 1.0, 1.2, 1.6], device=generator.device)[:steps]
-    place = int(torch.multinomial(weights, 1, generator=generator))
+    levels = sigmas(len(walk.inner), 256 if tokens < 256 else tokens)  # small grids stand in for 256 px
+    place = int(torch.multinomial(torch.tensor(walk.shares, device=generator.device), 1, generator=generator))
     high, low = float(levels[place]), float(levels[place + 1])
+    if not walk.inner[place]:
+        return flow(student, batch, torch.full((count,), high, device=generator.device), generator)
     noise = torch.randn(batch.clean.shape, generator=generator, device=generator.device)
     start = (1 - high) * batch.clean + high * noise
     with torch.no_grad():
         text, empty = teacher.taught(batch), teacher.no_text(batch)
-        path = torch.linspace(high, low, inner[place] + 1)
+        path = torch.linspace(high, low, walk.inner[place] + 1)
         x = start
         for now, then in zip(path[:-1].tolist(), path[1:].tolist(), strict=True):
             sigma = torch.full((count,), now, device=noise.device)

@@ -23,13 +23,12 @@ from transformers import Qwen2Tokenizer
 from training.batches import Batch, Pool
 from training.flex import build_flex_encoder, encode_flex_prompts, flex_tokenizer
 from training.model import build_text_encoder, build_transformer, install_kv, plain_attention, split_parameters
-from training.objectives import Student, few_steps, flow, guided, keep
+from training.objectives import TO_PICTURE, Student, few_steps, flow, guided
 from training.optimiser import Average, BatchedMuon, cosine
 from training.runs import Run, Threads, autocast, flush_denormals
 from training.schedule import draw_level, draw_sigma, size_shift
 
 GUIDANCE = 3.5  # of the base model, folded into the distilled ones
-KEPT_TOKENS = 256  # captions of 256 px are kept; other sizes and night skies, which the earlier stages hardly know, not
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,9 @@ class Stage:
     tokens: transformer tokens per batch; edits_from: progress at which edits join; full_length: share of batches
     with all 64 text tokens; objective: see `objectives`; frozen_encoder: the text encoder stays, so that variants that
     share it stay valid; kv_share: share of batches with the KV variant's masking, so that what is learned about
-    references serves it too; keep: the stage whose pictures for 256 px captions stay as they are; guide: the stage
-    that teaches a kind that draws without classifier-free guidance, with it, what the kept stage hardly knows: captions
-    of other sizes and of night skies, and guided_edits of the batches of edits; four_steps: noise only at the levels
-    that four-step sampling visits; flex: guidance as an input and the Mistral encoder."""
+    references serves it too; guide: the stage that teaches a kind that draws without classifier-free guidance, with
+    it: captions, and guided_edits of the batches of edits; four_steps: noise only at the levels that four-step
+    sampling visits; flex: guidance as an input and the Mistral encoder."""
 
     start: str
     steps: int
@@ -59,7 +57,6 @@ class Stage:
     edits_from: float = 0.0
     frozen_encoder: bool = False
     kv_share: float = 0.0
-    keep: str = ""
     guide: str = ""
     guided_edits: float = 0.0
     four_steps: bool = False
@@ -85,7 +82,7 @@ MOSTLY = {"all256": 0.8, "edit256": 0.15, "edit256x2": 0.02, "all192x256": 0.015
 GIVEN = {"all256": 0.25, "edit256": 0.4, "edit256x2": 0.2, "edit256x3": 0.08, "edit256x4": 0.05, "all192x256": 0.02}
 CHOOSE = {"choose128": 0.54, "edit128": 0.12, "meet128x2": 0.14, "meet128x3": 0.08, "edit128x2": 0.02, "all128": 0.1}
 PRACTICE = {  # back from 128 px to every size with the edits that were learned there
-    "all256": 0.12,
+    "all256": 0.8,
     "choose256": 0.2,
     "place256": 0.12,
     "edit256": 0.12,
@@ -104,11 +101,11 @@ PRACTICE = {  # back from 128 px to every size with the edits that were learned 
     "all320": 0.05,
     "all384x192": 0.025,
     "all192x384": 0.025,
-    "all384": 0.05,
-    "all512": 0.05,
+    "all384": 0.06,
+    "all512": 0.08,
     "all512x256": 0.02,
     "all256x512": 0.02,
-    "night256": 0.12,
+    "night256": 0.2,
     "night_choose256": 0.1,
     "night_place256": 0.07,
     "night_meet256x2": 0.03,
@@ -136,7 +133,7 @@ REFINE = {  # for four-step kinds: with PRACTICE's share of edits they lost some
     "edit256x2": 0.03,
     "edit256x3": 0.03,
     "edit256x4": 0.015,
-    "night256": 0.16,
+    "night256": 0.24,
     "night_choose256": 0.13,
     "night_place256": 0.09,
     "night_meet256x2": 0.05,
@@ -213,7 +210,6 @@ STAGES = {
         floor=0.01,
         frozen_encoder=True,
         kv_share=0.3,
-        keep="base",
     ),
     "distilled_edits": Stage(
         "grafted-distilled",
@@ -225,7 +221,6 @@ STAGES = {
         full_length=0.4,
         floor=0.01,
         frozen_encoder=True,
-        keep="distilled",
         guide="practice",
         four_steps=True,
     ),
@@ -240,7 +235,6 @@ STAGES = {
         floor=0.01,
         frozen_encoder=True,
         kv_share=1.0,
-        keep="kv",
         guide="practice",
         four_steps=True,
     ),
@@ -248,13 +242,12 @@ STAGES = {
         "grafted-flex",
         950,
         2e-3,
-        {**REFINE, "all256": 0.35},  # with a fifth of them captions got worse
+        REFINE,
         mean=1.6,
         tokens=3000,
         average=0.99,
         full_length=1.0,
         floor=0.01,
-        keep="flex",
         guide="practice",
         guided_edits=1.0,
         flex=True,
@@ -315,12 +308,10 @@ def objective(
         drop = 0.0 if stage.four_steps or stage.flex else 0.1  # those variants are never asked without a prompt
         batch, as_kv = draw(drop), pool.rng.random() < stage.kv_share
         count, tokens = batch.clean.shape[:2]
-        known = (tokens, batch.stretch, batch.noise_shift) == (KEPT_TOKENS, 1, 0.0)
-        edit = batch.references is not None
-        taught = pool.rng.random() < stage.guided_edits if edit else not known
+        taught = batch.references is None or pool.rng.random() < stage.guided_edits
         told = replace(student, kv=as_kv)
         if guide and stage.four_steps and taught:
-            return few_steps(told, guide, batch, generator, GUIDANCE)
+            return few_steps(told, guide, batch, generator, GUIDANCE, TO_PICTURE)
         sigma = (
             draw_level(count, tokens, generator)
             if stage.four_steps
@@ -329,8 +320,6 @@ def objective(
         scale = guidance_scales(count, generator) if stage.flex else None
         if guide and scale is not None and taught:
             return guided(student, guide, batch, sigma, scale, generator)
-        if teacher and known and not edit:
-            return keep(student, teacher, batch, sigma, generator, scale)
         return flow(told, batch, sigma, generator, scale)
 
     def in_few_steps() -> Tensor:
@@ -387,9 +376,9 @@ def main() -> None:
     student = Student(transformer, encoder, pool.empty, kv=stage.objective == "kv")
     if student.kv or stage.kv_share:
         install_kv(transformer)
-    teacher, taught_by = None, stage.teacher or stage.keep
-    if taught_by:
-        frozen = (part.to(options.device) for part in build_teacher(taught_by, options.runs, tokenizer))
+    teacher = None
+    if stage.teacher:
+        frozen = (part.to(options.device) for part in build_teacher(stage.teacher, options.runs, tokenizer))
         teacher = Student(*frozen, pool.empty)
     guide = None
     if stage.guide:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from training.captions import Kind, careful, pick, sample
-from training.check import judge, look, same_scene
+from training.check import evenness, judge, look, same_scene
 from training.draw import SHAPES, VISIBLE, Scene, Thing, render
 from training.edits import sample_edit
 
@@ -71,3 +71,21 @@ def test_an_empty_picture_breaks_every_claim() -> None:
 
 def _with_first(scene: Scene, thing: Thing) -> Scene:
     return replace(scene, things=(thing, *scene.things[1:]))
+
+
+@pytest.mark.parametrize("width, height", SIZES)
+def test_drawn_outlines_are_even_whatever_the_size(width: int, height: int) -> None:
+    rng, found = np.random.default_rng(14), list[float]()
+    for _ in range(20):
+        picture = render(careful(rng, Kind.RELATION).scene, width, height)
+        found += [evenness(picture, thing) for thing in look(picture).things]
+    assert np.mean(found) > 0.98
+
+
+def test_a_bite_out_of_a_thing_is_missing_from_its_outline() -> None:
+    picture = render(Scene((Thing("square", "red", 0.5, 0.5, 0.3),), "white"), 256, 256)
+    whole = look(picture).things[0]
+    side = 2 * 0.84 * 0.3 * 256
+    picture[:128, 64:90] = picture[0, 0]
+    bitten = 1 - (90 - (128 - side / 2)) * side / 2 / side**2
+    assert evenness(picture, whole) == pytest.approx(bitten, abs=0.02)

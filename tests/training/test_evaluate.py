@@ -7,10 +7,10 @@ from argparse import ArgumentTypeError
 import numpy as np
 import pytest
 
-from training.captions import TWO
-from training.draw import Pixels
+from training.captions import THREE, TWO
+from training.draw import Pixels, render
 from training.edits import OF_SEVERAL, Change
-from training.evaluate import Setting, edits, held_out, held_out_edit, size
+from training.evaluate import Setting, captions, edits, held_out, held_out_edit, size
 
 
 def test_a_size_is_two_multiples_of_a_token() -> None:
@@ -54,3 +54,24 @@ def test_edits_are_counted_at_the_size_asked_for_and_nothing_changed_is_wrong() 
     counted = edits(copier, Setting(4, 1.0), 4, (Change.REMOVE, Change.BACKGROUND), 256, 128)  # type: ignore[arg-type]
     assert copier.asked == [(256, 128, (128, 256, 3))] * 4
     assert counted == {"remove": 0.0, "background": 0.0, "right": 0.0}
+
+
+class Drawer:
+    """Draws what is asked for, with the top of every picture moved aside by some pixels."""
+
+    def __init__(self, aside: int) -> None:
+        self.aside = aside
+
+    def draw(self, texts: list[str], width: int, height: int, *_: float, seed: int) -> list[Pixels]:
+        samples = {each.text: each.scene for each in held_out(THREE, 24)}
+        pictures = [render(samples[text], width, height) for text in texts]
+        for picture in pictures:
+            for row in range(0, height, 8):
+                picture[row : row + 4] = np.roll(picture[row : row + 4], self.aside, axis=1)
+        return pictures
+
+
+def test_uneven_outlines_are_seen_where_pictures_are_right() -> None:
+    even, ragged = (captions(Drawer(aside), Setting(4, 1.0), THREE, 24) for aside in (0, 6))  # type: ignore[arg-type]
+    assert even["right"] == 100 and even["outline"] > 98
+    assert ragged["right"] > 50 and ragged["outline"] < even["outline"] - 4

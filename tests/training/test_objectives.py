@@ -10,9 +10,9 @@ import torch
 
 from training.batches import Batch
 from training.model import build_text_encoder, build_transformer, image_positions
-from training.objectives import Student, flow, keep
+from training.objectives import TAUGHT, TO_PICTURE, Student, few_steps, flow
 from training.schedule import draw_level, draw_sigma, sigmas, size_shift
-from training.transformer import STAGES, Stage, objective
+from training.transformer import STAGES, objective
 
 EMPTY = (torch.zeros(64, dtype=torch.long), torch.ones(64, dtype=torch.long))
 
@@ -50,19 +50,6 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
 
-def test_what_is_kept_is_what_the_earlier_stage_says() -> None:
-    sigma, batch = torch.tensor([0.9, 0.4]), captions()
-    assert keep(student(1), student(1), batch, sigma, generator()).item() == 0
-    assert keep(student(2), student(1), batch, sigma, generator()).item() > 0
-
-
-def test_keeping_teaches_the_student_and_not_the_teacher() -> None:
-    learns, knows = student(2), student(1)
-    keep(learns, knows, captions(), torch.tensor([0.9, 0.4]), generator()).backward()
-    assert learns.transformer.proj_out.weight.grad is not None
-    assert knows.transformer.proj_out.weight.grad is None
-
-
 def test_flow_is_nought_for_a_student_that_knows_the_picture() -> None:
     """A picture of nothing in noise that is known: the velocity is the noise itself, so the target can be said."""
     batch = replace(captions(), clean=torch.zeros(2, 256, 32))
@@ -82,38 +69,33 @@ def test_levels_are_those_that_four_step_sampling_visits(tokens: int) -> None:
     assert set(drawn) == set(sigmas(4, max(256, tokens))[:-1].tolist())
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES.values() if stage.keep], ids=lambda stage: stage.start)
-def test_only_captions_of_256_px_are_kept(stage: Stage) -> None:
-    stage = replace(stage, flex=False, kv_share=0.0)  # networks of the klein kind will do for all of them
-
-    def loss(batch: Batch) -> float:
-        return objective(stage, student(1), student(1), Given(batch), generator())().item()  # type: ignore[arg-type]
-
-    assert loss(captions()) == 0
-    assert loss(captions(side=8)) > 0  # another size: learned from pictures
-    assert loss(replace(captions(), stretch=2)) > 0  # as many tokens, and still another size
-    assert loss(replace(captions(), noise_shift=-0.5)) > 0  # a night sky
-    assert loss(edits()) > 0
-
-
 @pytest.mark.parametrize("stage", ["distilled_edits", "kv_edits", "flex_edits"])
-def test_what_the_kept_stage_hardly_knows_is_taught_with_guidance(stage: str) -> None:
+def test_captions_are_taught_with_guidance(stage: str) -> None:
     """What the teacher says without a prompt, which only guidance looks at, changes what is learned."""
     asked, teaches = STAGES[stage], student(2)
     learns = replace(student(1), transformer=build_transformer(guidance_embeds=asked.flex))
 
     def loss(batch: Batch, empty: int) -> float:
         teaches.empty = (torch.full((64,), empty), torch.ones(64, dtype=torch.long))
-        made = objective(asked, learns, learns, Given(batch), generator(), teaches)  # type: ignore[arg-type]
-        return made().item()
+        made = objective(asked, learns, None, Given(batch), generator(), teaches)  # type: ignore[arg-type]
+        return sum(made().item() for _ in range(5))  # of four steps the last is learned without the teacher
 
-    for batch in (captions(side=8), replace(captions(), stretch=2), replace(captions(), noise_shift=-0.5)):
+    for batch in (captions(), captions(side=8), replace(captions(), stretch=2), replace(captions(), noise_shift=-0.5)):
         assert loss(batch, 0) != loss(batch, 5)
-    assert loss(captions(), 0) == loss(captions(), 5) == 0  # kept
     if asked.flex:
         assert loss(edits(), 0) != loss(edits(), 5)  # without guidance half of them came out wrong
     else:
         assert loss(edits(), 0) == loss(edits(), 5) > 0  # learned from pictures
+
+
+def test_the_last_step_is_learned_from_the_picture() -> None:
+    """Without a share for the others, no teacher is asked, and the noise is at the level where the last step begins."""
+    last = replace(TO_PICTURE, shares=(0.0, 0.0, 0.0, 1.0))
+    made = few_steps(student(1), student(2), captions(), generator(), 3.5, last)
+    again = few_steps(student(1), student(3), captions(), generator(), 3.5, last)
+    assert made == again > 0
+    taught = few_steps(student(1), student(2), captions(), generator(), 3.5, replace(TAUGHT, shares=last.shares))
+    assert taught != made
 
 
 def test_larger_pictures_are_learned_in_more_noise() -> None:
@@ -140,8 +122,8 @@ def test_what_stands_out_less_is_learned_in_less_noise() -> None:
     assert seen[0] < seen[1]
 
 
-def test_what_is_kept_is_of_an_earlier_stage_of_the_same_kind() -> None:
+def test_what_teaches_is_of_an_earlier_stage() -> None:
     order = list(STAGES)
     for name, stage in STAGES.items():
-        if stage.keep:
-            assert order.index(stage.keep) < order.index(name) and STAGES[stage.keep].flex == stage.flex
+        for teacher in filter(None, (stage.teacher, stage.guide)):
+            assert order.index(teacher) < order.index(name)
