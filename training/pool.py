@@ -47,10 +47,7 @@ class Group:
 
 
 # A thing on the dark sky changes the latents 1.6 times less than one on white, so less noise hides it.
-NIGHT_SHIFT = -0.5
-NIGHT = {"background": "night", "noise_shift": NIGHT_SHIFT}
-# Outlines are drawn where half of the noise is gone; what a caption means is decided before, and known best.
-OUTLINES = -0.6
+NIGHT = {"background": "night", "noise_shift": -0.5}
 AT_ONCE = 4  # pictures an encoder pass takes: more fall out of a small processor's cache
 GROUPS = {
     "one128": Group(7000, 128, 128, stretch=2, kind=Kind.ONE, loose=0.15),
@@ -62,7 +59,7 @@ GROUPS = {
     "choose128": Group(40000, 128, 128, references=1, stretch=2, family=choices),
     "meet128x2": Group(5000, 128, 128, references=2, stretch=2, family=meetings),
     "meet128x3": Group(2500, 128, 128, references=3, stretch=2, family=meetings),
-    "all256": Group(10000, 256, 256, without="night", noise_shift=OUTLINES),  # night256 has those
+    "all256": Group(10000, 256, 256, without="night"),  # night256 has those
     "choose256": Group(10000, 256, 256, references=1, family=choices),
     "place256": Group(5000, 256, 256, references=1, family=places),
     "meet256x2": Group(3000, 256, 256, references=2, family=meetings),
@@ -71,21 +68,21 @@ GROUPS = {
     "edit256x2": Group(250, 256, 256, references=2),
     "edit256x3": Group(160, 256, 256, references=3),
     "edit256x4": Group(100, 256, 256, references=4),
-    "all192x256": Group(1500, 192, 256, noise_shift=OUTLINES),
-    "all256x192": Group(1500, 256, 192, noise_shift=OUTLINES),
-    "all256x128": Group(1200, 256, 128, noise_shift=OUTLINES),
-    "all128x256": Group(1200, 128, 256, noise_shift=OUTLINES),
-    "small128": Group(4000, 128, 128, noise_shift=OUTLINES),
-    "all320": Group(1000, 320, 320, noise_shift=OUTLINES),
-    "all384x192": Group(500, 384, 192, noise_shift=OUTLINES),
-    "all192x384": Group(500, 192, 384, noise_shift=OUTLINES),
-    "all384": Group(1000, 384, 384, noise_shift=OUTLINES),
-    "all512": Group(1000, 512, 512, noise_shift=OUTLINES),
-    "half384": Group(2000, 192, 192, stretch=2, noise_shift=OUTLINES),
-    "half512": Group(3000, 256, 256, stretch=2, noise_shift=OUTLINES),
-    "all512x256": Group(400, 512, 256, noise_shift=OUTLINES),
-    "all256x512": Group(400, 256, 512, noise_shift=OUTLINES),
-    "night256": Group(4000, 256, 256, loose=0.15, background="night", noise_shift=OUTLINES + NIGHT_SHIFT),
+    "all192x256": Group(1500, 192, 256),
+    "all256x192": Group(1500, 256, 192),
+    "all256x128": Group(1200, 256, 128),
+    "all128x256": Group(1200, 128, 256),
+    "small128": Group(4000, 128, 128),
+    "all320": Group(1000, 320, 320),
+    "all384x192": Group(500, 384, 192),
+    "all192x384": Group(500, 192, 384),
+    "all384": Group(1000, 384, 384),
+    "all512": Group(1000, 512, 512),
+    "half384": Group(2000, 192, 192, stretch=2),
+    "half512": Group(3000, 256, 256, stretch=2),
+    "all512x256": Group(400, 512, 256),
+    "all256x512": Group(400, 256, 512),
+    "night256": Group(4000, 256, 256, loose=0.15, **NIGHT),
     "night_choose256": Group(4000, 256, 256, references=1, family=choices, **NIGHT),
     "night_place256": Group(2500, 256, 256, references=1, family=places, **NIGHT),
     "night_meet256x2": Group(800, 256, 256, references=2, family=meetings, **NIGHT),
@@ -100,7 +97,7 @@ GROUPS = {
     "change_half512": Group(4000, 256, 256, references=1, stretch=2, family=assortment),
     "change512": Group(1500, 512, 512, references=1, family=assortment),
     # What a caption leaves open, a shape or a colour, is decided where there is little but noise.
-    "partial256": Group(1500, 256, 256, kind=Kind.ONE, partial=True, noise_shift=0.5),
+    "partial256": Group(1500, 256, 256, kind=Kind.ONE, partial=True, noise_shift=1.1),
     # Which of two things takes a colour is decided there, too.
     "colour256": Group(8000, 256, 256, references=1, family=colourings, noise_shift=0.4),
     "colour384": Group(1500, 384, 384, references=1, family=colourings, noise_shift=0.4),

@@ -29,12 +29,14 @@ from training.runs import Run, Threads, autocast, flush_denormals
 from training.schedule import draw_level, draw_sigma, size_shift
 
 GUIDANCE = 3.5  # of the base model, folded into the distilled ones
+# Outlines are drawn where half of the noise is gone; what a caption means is decided before, and learned by then.
+OUTLINES = -0.6
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One training run. start: the stage whose weights it begins with; mix: pool groups by weight; mean, spread: of
-    the noise levels;
+    the noise levels; captions: added to that mean where there is no reference;
     tokens: transformer tokens per batch; edits_from: progress at which edits join; full_length: share of batches
     with all 64 text tokens; objective: see `objectives`; frozen_encoder: the text encoder stays, so that variants that
     share it stay valid; kv_share: share of batches with the KV variant's masking, so that what is learned about
@@ -48,6 +50,7 @@ class Stage:
     mix: dict[str, float]
     mean: float = 1.0
     spread: float = 1.3
+    captions: float = 0.0
     tokens: int = 3000
     average: float = 0.998
     floor: float = 0.05
@@ -204,6 +207,7 @@ STAGES = {
         3e-3,
         PRACTICE,
         mean=1.6,
+        captions=OUTLINES,
         tokens=4000,
         average=0.997,
         full_length=0.4,
@@ -244,6 +248,7 @@ STAGES = {
         2e-3,
         REFINE,
         mean=1.6,
+        captions=OUTLINES,
         tokens=3000,
         average=0.99,
         full_length=1.0,
@@ -308,14 +313,16 @@ def objective(
         drop = 0.0 if stage.four_steps or stage.flex else 0.1  # those variants are never asked without a prompt
         batch, as_kv = draw(drop), pool.rng.random() < stage.kv_share
         count, tokens = batch.clean.shape[:2]
-        taught = batch.references is None or pool.rng.random() < stage.guided_edits
+        edit = batch.references is not None
+        taught = not edit or pool.rng.random() < stage.guided_edits
         told = replace(student, kv=as_kv)
         if guide and stage.four_steps and taught:
             return few_steps(told, guide, batch, generator, GUIDANCE, TO_PICTURE)
+        mean = stage.mean + size_shift(tokens) + batch.noise_shift + (0 if edit else stage.captions)
         sigma = (
             draw_level(count, tokens, generator)
             if stage.four_steps
-            else draw_sigma(count, stage.mean + size_shift(tokens) + batch.noise_shift, stage.spread, generator)
+            else draw_sigma(count, mean, stage.spread, generator)
         )
         scale = guidance_scales(count, generator) if stage.flex else None
         if guide and scale is not None and taught:

@@ -116,10 +116,10 @@ def test_what_stands_out_less_is_learned_in_less_noise() -> None:
     silent = student(1)
     listens = Listens(silent.transformer, silent.encoder, EMPTY)
     stage = replace(STAGES["practice"], spread=0.0)
-    for shift in (-0.5, 0.0):
-        batch = replace(edits(), noise_shift=shift)
+    for batch in (replace(edits(), noise_shift=-0.5), edits(), captions()):
         objective(stage, listens, None, Given(batch), generator())()  # type: ignore[arg-type]
     assert seen[0] < seen[1]
+    assert seen[2] < seen[1]  # outlines, where no reference has them
 
 
 def test_what_teaches_is_of_an_earlier_stage() -> None:
