@@ -17,6 +17,18 @@ from darkroom.cli import generate, keys, loras, models, pull, server, tasks, top
 from darkroom.errors import ConfigurationError, DarkroomError, InvalidParameter, NotFound
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+CALLED_HERE = {  # what the APIs and other tools call an option of generate
+    "--width": "--size WxH",
+    "--height": "--size WxH",
+    "--guidance": "--cfg",
+    "--cfg-scale": "--cfg",
+    "--negative-prompt": "--negative",
+    "--reference": "--ref",
+    "--image": "--ref",
+    "--count": "--number",
+    "--num-images": "--number",
+    "--scheduler": "--sampler",
+}
 
 
 class CommandLineError(Exception):
@@ -60,12 +72,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="darkroom", standalone_mode=False)
     except UsageError as error:
-        return complain(error.format_message(), BAD_INPUT)
+        return complain(say(error), BAD_INPUT)
     except DarkroomError as error:
         return complain(error.message, BAD_INPUT if is_bad_input(error) else FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return complain("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
+
+
+def say(error: CommandLineError) -> str:
+    """What is wrong with a command line; of an option that other tools have, what it is called here."""
+    asked, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+    if asked in CALLED_HERE and context and context.info_name == "generate":
+        return f"No such option: {asked}. Write {CALLED_HERE[asked]}."
+    return error.format_message()
 
 
 def is_bad_input(error: DarkroomError) -> bool:
