@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from darkroom.cli.app import app, run
+from darkroom.cli.generate import CALLED_HERE
 from tests.cli.commands import Command
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "cli.md").read_text()
@@ -182,3 +183,9 @@ def test_models_show_and_schema(command: Command) -> None:
     assert "128 to 2048, step 16" in shown
     schema = json.loads(command("models", "schema", "runware:400@6").out)
     assert schema["properties"]["steps"]["default"] == 4
+
+
+def test_what_another_tools_option_is_called_here_is_an_option(command: Command) -> None:
+    offered = set(command("generate", "--help").out.split())
+    assert {called.split()[0] for called in CALLED_HERE.values()} <= offered
+    assert not CALLED_HERE.keys() & offered

@@ -17,18 +17,6 @@ from darkroom.cli import generate, keys, loras, models, pull, server, tasks, top
 from darkroom.errors import ConfigurationError, DarkroomError, InvalidParameter, NotFound
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-CALLED_HERE = {  # what the APIs and other tools call an option of generate
-    "--width": "--size WxH",
-    "--height": "--size WxH",
-    "--guidance": "--cfg",
-    "--cfg-scale": "--cfg",
-    "--negative-prompt": "--negative",
-    "--reference": "--ref",
-    "--image": "--ref",
-    "--count": "--number",
-    "--num-images": "--number",
-    "--scheduler": "--sampler",
-}
 
 
 class CommandLineError(Exception):
@@ -83,8 +71,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def say(error: CommandLineError) -> str:
     """What is wrong with a command line; of an option that other tools have, what it is called here."""
     asked, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
-    if asked in CALLED_HERE and context and context.info_name == "generate":
-        return f"No such option: {asked}. Write {CALLED_HERE[asked]}."
+    if asked in generate.CALLED_HERE and context and context.info_name == "generate":
+        return f"No such option: {asked}. Write {generate.CALLED_HERE[asked]}."
     return error.format_message()
 
 

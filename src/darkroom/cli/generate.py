@@ -36,6 +36,18 @@ if TYPE_CHECKING:
 
 MAX_RANDOM_SEED = 2**32 - 1
 OWNER = "local"
+CALLED_HERE = {  # what the APIs and other tools call the options below
+    "--width": "--size WxH",
+    "--height": "--size WxH",
+    "--guidance": "--cfg",
+    "--cfg-scale": "--cfg",
+    "--negative-prompt": "--negative",
+    "--reference": "--ref",
+    "--image": "--ref",
+    "--count": "--number",
+    "--num-images": "--number",
+    "--scheduler": "--sampler",
+}
 
 
 def generate(
