@@ -20,7 +20,7 @@ from darkroom.engine.fake import FakeEngine
 from darkroom.engine.spec import EngineSpec, Make
 from darkroom.errors import EngineLost
 from darkroom.pool import ChildPool, LocalPool, SeatedPool
-from darkroom.types import Ended, EngineEvent, ImageRequest, Job, Picture, Progress
+from darkroom.types import Ended, EngineEvent, Failure, ImageRequest, Job, Picture, Progress, StepCache, StepCacheKind
 from tests import tiny
 from tests.eventually import eventually
 
@@ -133,6 +133,15 @@ async def test_a_job_that_was_left_can_be_run_again_at_once(pool: SeatedPool) ->
     events_again = await events_of(pool, job(prompt=SLOW))
     assert [event.step for event in events_again if isinstance(event, Progress)] == [1, 2, 3]
     assert events_again[-1] == Ended(task="job")
+
+
+async def test_a_job_that_cannot_be_told_to_the_engine_fails_alone(child: ChildPool) -> None:
+    cache = StepCache(
+        kind=StepCacheKind.DUAL_BLOCK, threshold=0.1, refresh_interval=10**20
+    )  # no frame has such numbers
+    events = await asyncio.wait_for(events_of(child, job("odd", count=2, step_cache=cache)), 10)
+    assert [type(event) for event in events] == [Failure, Failure, Ended]
+    assert len(pictures(await asyncio.wait_for(events_of(child, job("next")), 10))) == 1
 
 
 async def test_status_tells_what_is_loaded(pool: SeatedPool) -> None:

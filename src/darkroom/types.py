@@ -123,6 +123,7 @@ class ImageRequest(Value, frozen=True, kw_only=True):
     guidance: the scalar fed to a guidance-embedded network, ignored by the others.
     cfg_scale: classifier-free guidance with a second, negative pass; 1 or less switches it off.
     sampler: a name of engine.samplers. references: ids of stored images, in the order the prompt means.
+    check_safety: have a classifier look at each picture. hide_unsafe: what it flags is handed over black.
     preview_every: a small preview every so many steps, 0 for none.
     """
 
@@ -144,6 +145,7 @@ class ImageRequest(Value, frozen=True, kw_only=True):
     faces: FaceRefinement | None = None
     upsample_prompt: bool = False
     check_safety: bool = False
+    hide_unsafe: bool = False
     safety_tolerance: int = 2
     output: Output = Output()
     preview_every: int = 0
@@ -160,6 +162,9 @@ class Pixels(Value, frozen=True, kw_only=True):
     width: int
     height: int
     data: bytes
+
+    def blacked_out(self) -> Pixels:
+        return Pixels(width=self.width, height=self.height, data=bytes(len(self.data)))
 
 
 class MediaKind(StrEnum):

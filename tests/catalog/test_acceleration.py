@@ -48,8 +48,8 @@ def test_higher_levels_reuse_more() -> None:
         ({"fbCache": True}, StepCacheKind.FIRST_BLOCK, 0.12, 4),
         ({"fbCache": True, "fbCacheThreshold": 0}, StepCacheKind.FIRST_BLOCK, 0.16, 4),
         ({"fbCache": True, "fbCacheThreshold": 1}, StepCacheKind.FIRST_BLOCK, 0.0, 4),
-        ({"dbCache": True}, StepCacheKind.DUAL_BLOCK, 0.12, 5),
-        ({"dbCache": True, "dbCacheThreshold": 0.5, "dbCacheSkipInterval": 2}, StepCacheKind.DUAL_BLOCK, 0.08, 2),
+        ({"dbCache": True}, StepCacheKind.DUAL_BLOCK, 0.12, 6),
+        ({"dbCache": True, "dbCacheThreshold": 0.5, "dbCacheSkipInterval": 2}, StepCacheKind.DUAL_BLOCK, 0.08, 3),
         ({"teaCache": True}, StepCacheKind.TEA, 0.5, 4),
         ({"teaCache": True, "teaCacheDistance": 0}, StepCacheKind.TEA, 0.0, 4),
         ({"teaCache": True, "teaCacheDistance": 1, "fbCacheThreshold": 0}, StepCacheKind.TEA, 1.0, 4),
@@ -76,6 +76,12 @@ def test_the_request_wins_over_the_level() -> None:
     adjusted = convert({"cacheStartStep": 3, "cacheEndStep": 9, "cacheMaxConsecutiveSteps": 5}, level="high")
     assert (adjusted.start_step, adjusted.end_step, adjusted.max_consecutive) == (3, 9, 5)
     assert adjusted.threshold == convert(level="high").threshold
+    late, early = convert({"cacheStartStep": 27}, level="high"), convert({"cacheEndStep": 4}, level="high")
+    assert (late.start_step, late.end_step, early.start_step, early.end_step) == (27, None, 0, 4)
+
+
+def test_an_interval_is_as_long_as_the_steps_at_most() -> None:
+    assert convert({"dbCache": True, "dbCacheSkipInterval": 10**30}, steps=28).refresh_interval == 28
 
 
 def test_a_threshold_without_its_switch_has_no_effect() -> None:

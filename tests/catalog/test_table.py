@@ -157,7 +157,8 @@ def check_refusal(card: Card, path: str, value: Any, problem: Problem) -> None:
     assert f"'{field}'" in named[0].message
     if problem is Problem.TYPE:
         assert named[0].expected
-    if problem in (Problem.CHOICE, Problem.UNKNOWN):
+    has_fields = any(inner.startswith(f"{path}.") for inner in card.parameters)
+    if problem is Problem.CHOICE or (problem is Problem.UNKNOWN and has_fields):
         assert named[0].allowed
     parameter = card.parameters[path]
     if problem in (Problem.BELOW, Problem.ABOVE, Problem.STEP):

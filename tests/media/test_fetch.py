@@ -116,6 +116,24 @@ async def test_every_spelling_of_loopback_is_refused(web: Web, host: str) -> Non
     await fetcher.close()
 
 
+def test_what_would_never_be_called_is_known_beforehand() -> None:
+    for url in (
+        "http://127.0.0.1/",
+        "http://localhost:9/x",
+        "http://a.localhost./x",
+        "https://[::1]/",
+        "http://10.1.2.3/",
+    ):
+        with pytest.raises(AddressRefused):
+            Fetcher().check(url)
+        Fetcher(allow_private=True).check(url)
+    for url in ("ftp://example.com/", "http://", "http://example.com:99999/", "nonsense"):
+        with pytest.raises(InputImageError):
+            Fetcher(allow_private=True).check(url)
+    Fetcher().check("https://example.com/hook?id={id}")
+    Fetcher().check("http://93.184.216.34/")
+
+
 async def test_one_inner_address_among_public_ones_is_refused(make: Any) -> None:
     calls = make(Names(mixed_example=[[PUBLIC, "10.0.0.1"]]))
     with pytest.raises(AddressRefused):

@@ -128,6 +128,30 @@ async def test_a_used_id_is_a_conflict_even_when_the_queue_is_full(stores: Store
         await store.submit(new_task(external_id="x"))
 
 
+async def test_several_are_accepted_together_or_not_at_all(stores: Stores) -> None:
+    store = await stores.open(queue_limit=5, queue_limit_per_key=4)
+    made = await store.submit_all([new_task(external_id=str(n)) for n in range(3)])
+    assert [task.external_id for task in made] == ["0", "1", "2"]
+    assert [task.id for task in made] == sorted(task.id for task in made)
+    with pytest.raises(Overloaded, match="This key has 3 tasks waiting, may have 4, and 2 more do not fit"):
+        await store.submit_all([new_task(), new_task()])
+    with pytest.raises(Conflict, match="new exists already"):
+        await store.submit_all([new_task(owner="bob", external_id="new"), new_task(owner="bob", external_id="new")])
+    with pytest.raises(Overloaded, match="The server has 3 tasks waiting, may have 5, and 3 more do not fit"):
+        await store.submit_all([new_task(owner="bob", external_id=str(n)) for n in range(3)])
+    assert await store.recent("bob") == []
+    assert len(await store.submit_all([new_task(owner="bob", external_id=str(n)) for n in range(2)])) == 2
+
+
+async def test_the_same_keys_return_what_they_made_and_add_nothing(store: Any, clock: Clock) -> None:
+    first = await store.submit_all([new_task(idempotency_key=f"k{n}") for n in range(2)])
+    assert await store.submit_all([new_task(idempotency_key=f"k{n}") for n in range(3)]) == first
+    assert len(await store.recent("alice")) == 2
+    clock.advance(24 * 3600 + 1)
+    assert len(await store.submit_all([new_task(idempotency_key=f"k{n}") for n in range(3)])) == 3
+    assert len(await store.recent("alice")) == 5
+
+
 # Claiming
 
 

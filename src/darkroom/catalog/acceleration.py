@@ -11,8 +11,8 @@ The two scales are facts of the card. 0.12 is in the range published for FLUX (0
 
 Levels. `none` and `low` reuse nothing (low is for what leaves the picture equal, which the engine does anyway);
 `medium` and `high` are the card's presets. An explicit switch wins over the level: true replaces its preset, false
-for the preset's own cache turns it off. Start, end and consecutive steps, given alone, adjust the preset. A threshold
-without its switch has no effect.
+for the preset's own cache turns it off. Start, end and consecutive steps, given alone, adjust the preset; of a window
+with one end given the other is open: the first or the last step. A threshold without its switch has no effect.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ def step_cache(
         cache = _of_preset(preset, given, steps)
     else:
         return None
-    changes = {"start_step": start, "end_step": end}
-    return msgspec.structs.replace(cache, **{name: step for name, step in changes.items() if step is not None})
+    if start is not None or end is not None:
+        cache = msgspec.structs.replace(cache, start_step=start or 0, end_step=end)
+    # A step is computed every `steps` steps at the latest: more would say the same.
+    return msgspec.structs.replace(cache, refresh_interval=min(cache.refresh_interval, steps))
 
 
 def _explicit(card: Card, kind: StepCacheKind, given: CacheOptions) -> StepCache:
@@ -86,7 +88,7 @@ def _explicit(card: Card, kind: StepCacheKind, given: CacheOptions) -> StepCache
         case StepCacheKind.FIRST_BLOCK:
             threshold = scale * (1 - given.fb_cache_threshold)
         case StepCacheKind.DUAL_BLOCK:
-            threshold, refresh = scale * (1 - given.db_cache_threshold), given.db_cache_skip_interval
+            threshold, refresh = scale * (1 - given.db_cache_threshold), given.db_cache_skip_interval + 1
     return StepCache(kind=kind, threshold=threshold, max_consecutive=consecutive, refresh_interval=refresh)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from darkroom.errors import ConfigurationError
-from darkroom.types import Acceleration, GuidanceKind, StepCacheKind, Value
+from darkroom.types import Acceleration, GuidanceKind, ImageFormat, StepCacheKind, Value
 
 HERE = Path(__file__).parent
 AIR = re.compile(r"[a-z0-9-]+:[a-z0-9-]+@[a-z0-9.-]+")
@@ -156,7 +156,8 @@ class RunflowPriced(StrEnum):
 
 
 class RunflowModel(Fact, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The card under a name of the runs API. edit: takes references. price_per_megapixel: decimal US dollars."""
+    """The card under a name of the runs API. edit: takes references. price_per_megapixel: decimal US dollars.
+    output_format: of a run that names none."""
 
     id: str
     edit: bool
@@ -164,6 +165,7 @@ class RunflowModel(Fact, frozen=True, kw_only=True, forbid_unknown_fields=True):
     price_per_megapixel: str
     priced: RunflowPriced = RunflowPriced.OUTPUT
     round_up: bool = False
+    output_format: ImageFormat = ImageFormat.PNG
 
 
 class CachePreset(Fact, frozen=True, kw_only=True, forbid_unknown_fields=True):

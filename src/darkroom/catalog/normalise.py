@@ -18,17 +18,21 @@ ABSENT = object()
 
 
 class Prepared(Value, frozen=True, kw_only=True):
-    """task: in documented form. violations: all, with fields as the client spelled them; [] means it may run."""
+    """task: in documented form. violations: all, with fields as the client spelled them; [] means it may run.
+    spelled: documented path → path as sent, where they differ."""
 
     task: dict[str, Any]
     violations: list[InvalidParameter]
+    spelled: dict[str, str]
 
 
 def prepare_task(card: Card, task: Mapping[str, Any]) -> Prepared:
     """Normalise one task and validate it against its card. Raises nothing."""
     documented, spelled, twice = normalise(card, task)
     violations = [*twice, *validate_task(card, documented)]
-    return Prepared(task=documented, violations=[_respelled(violation, spelled) for violation in violations])
+    return Prepared(
+        task=documented, violations=[respelled(violation, spelled) for violation in violations], spelled=spelled
+    )
 
 
 def normalise(card: Card, task: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[InvalidParameter]]:
@@ -129,13 +133,15 @@ def choice(parameter: Parameter, value: str) -> str:
     return known.get(value.strip().lower(), value)
 
 
-def _respelled(violation: InvalidParameter, spelled: Mapping[str, str]) -> InvalidParameter:
+def respelled(violation: InvalidParameter, spelled: Mapping[str, str]) -> InvalidParameter:
     """The same violation in the client's words, when it used another name for the field."""
     message, parameter = violation.message, violation.parameter
     for path, alias in spelled.items():
         message = message.replace(f"'{path}", f"'{alias}")
-        if isinstance(parameter, str) and (parameter == path or parameter.startswith((f"{path}.", f"{path}["))):
-            parameter = alias + parameter[len(path) :]
+        if isinstance(parameter, str):
+            parameter = _renamed(parameter, path, alias)
+        elif parameter:
+            parameter = tuple(_renamed(name, path, alias) for name in parameter)
     return InvalidParameter(
         message,
         parameter=parameter or (),
@@ -143,3 +149,9 @@ def _respelled(violation: InvalidParameter, spelled: Mapping[str, str]) -> Inval
         expected=violation.expected,
         allowed=violation.allowed,
     )
+
+
+def _renamed(parameter: str, path: str, alias: str) -> str:
+    """A field at a path or within it, by the path's other name."""
+    inside = parameter == path or parameter.startswith((f"{path}.", f"{path}["))
+    return alias + parameter[len(path) :] if inside else parameter

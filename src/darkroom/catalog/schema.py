@@ -54,7 +54,7 @@ def _property(parameter: Parameter) -> dict[str, Any]:
     if parameter.items is not None:
         body |= _given({"minItems": parameter.min_items, "maxItems": parameter.max_items})
     if parameter.or_list:
-        body = {"anyOf": [body, {"type": "array", "items": body, "minItems": 1, "uniqueItems": True}]}
+        body = {"anyOf": [body, {"type": "array", "items": body, "minItems": 1}]}
     return body | _given({"default": parameter.default, "description": parameter.meaning or None})
 
 

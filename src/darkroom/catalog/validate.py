@@ -197,7 +197,8 @@ def _unknown(path: Path, allowed: tuple[str, ...]) -> Found:
     name = str(path[-1])
     hint = _did_you_mean(name, allowed)
     where = f"'{spell(path[:-1])}'" if len(path) > 1 else "This task"
-    message = f"'{spell(path)}' is not a parameter here.{hint} {where} takes: {', '.join(allowed)}."
+    taken = f"takes: {', '.join(allowed)}" if allowed else "takes nothing here"
+    message = f"'{spell(path)}' is not a parameter here.{hint} {where} {taken}."
     return _invalid(path, Problem.UNKNOWN, message, allowed=allowed)
 
 
@@ -286,7 +287,10 @@ def _size(rules: Schema, what: str, unit: str) -> str:
 
 
 def _format(rules: Schema) -> str:
-    names = {"uuid": "a UUID of version 4", "uri": "a URL that starts with http:// or https://"}
+    names = {
+        "uuid": "a UUID of version 4",
+        "uri": "a URL that can be called: http:// or https://, a host, and no spaces",
+    }
     return f"must be {names.get(str(rules.get('format')), 'in the documented form')}"
 
 

@@ -215,8 +215,8 @@ def load_detector(folder: Path) -> Detector:
     found: list[Any] = sorted(folder.glob("*.onnx")) if folder.is_dir() else [folder] if folder.is_file() else []
     if not found:
         raise FeatureNotInstalled(
-            "Face refinement needs a face detector: install one with `darkroom pull faces` or point DARKROOM_FACES "
-            "at an .onnx file.",
+            "Face refinement needs a face detector: install one with `darkroom pull faces --from FILE.onnx` or point "
+            "DARKROOM_FACES at an .onnx file.",
             parameter="ultralytics",
         )
     return OnnxDetector(found[0])

@@ -182,6 +182,9 @@ class FakeEngine:
             model="fake",
             demo=True,
         )
+        nsfw = "nsfw" in markers(row.job) if request.check_safety else None
+        if nsfw and request.hide_unsafe:
+            pixels = pixels.blacked_out()
         self.events.append(
             Picture(
                 task=row.job.id,
@@ -189,7 +192,7 @@ class FakeEngine:
                 seed=result_seed(request, row.result),
                 pixels=pixels,
                 record=record,
-                nsfw="nsfw" in markers(row.job) if request.check_safety else None,
+                nsfw=nsfw,
             )
         )
         self.pictures += 1

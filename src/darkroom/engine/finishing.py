@@ -49,5 +49,7 @@ def picture_of(stock: Stock, job: ActiveJob, row: Row, pixels: Pixels) -> Pictur
     nsfw = None
     if row.request.check_safety:
         nsfw = is_unsafe(stock.extras.classifier, to_image(pixels), row.request.safety_tolerance)
+    if nsfw and row.request.hide_unsafe:
+        pixels = pixels.blacked_out()
     record = job.record(row, peak=peak_bytes(stock.device))
     return Picture(task=row.task, result=row.result, seed=row.seed, pixels=pixels, record=record, nsfw=nsfw)

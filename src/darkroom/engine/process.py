@@ -22,8 +22,10 @@ from typing import Final
 import msgspec
 
 import darkroom
-from darkroom.engine.frames import AnyCommand, AnyMessage, Beat, Start, Stop, messages, pair, receive, send
+from darkroom.engine.frames import AnyCommand, AnyMessage, Beat, Run, Start, Stop, Told, messages, pair, receive, send
 from darkroom.engine.spec import EngineSpec
+from darkroom.errors import InferenceError
+from darkroom.types import Ended, Failure, Job
 
 SILENCE_SECONDS: Final = 30.0  # no heartbeat for so long: frozen or swapped out
 STALL_SECONDS: Final = 1800.0  # no step takes so long, loading weights from a slow disk included
@@ -114,14 +116,18 @@ class EngineProcess:
         await self._lines
 
     def _write(self) -> None:
-        try:
-            while True:
-                command = self._unsent.get()
+        while True:
+            command = self._unsent.get()
+            try:
                 send(self._sock, command)
-                if isinstance(command, Stop):
-                    return
-        except OSError:  # it ended; wait() knows why
-            return
+            except OSError:  # it ended; wait() knows why
+                return
+            except Exception as error:  # noqa: BLE001 - it has no such frame; the next one may do
+                log.error("the engine process cannot be told %s: %s", type(command).__name__, error)
+                if isinstance(command, Run):
+                    self._loop.call_soon_threadsafe(self._take, unsent(command.job, error))
+            if isinstance(command, Stop):
+                return
 
     def _read(self) -> None:
         try:
@@ -142,6 +148,13 @@ class EngineProcess:
         async for line in lines_of(self._process.stdout):
             self._last_lines.append(line)
             log.info("%s", line)
+
+
+def unsent(job: Job, error: Exception) -> Told:
+    """What an engine would say of a job that it cannot be told: every result failed."""
+    message = f"The engine could not be given this task: {error}."
+    failed = (Failure(task=job.id, result=result, code=InferenceError.code, message=message) for result in job.results)
+    return Told(events=(*failed, Ended(task=job.id)))
 
 
 async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:

@@ -18,6 +18,15 @@ REFUSED: Final = (
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
+def is_address(text: str) -> bool:
+    """Whether this is an address rather than a name."""
+    try:
+        ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
 def is_public(text: str) -> bool:
     """Whether this is an address of the open internet. An IPv6 address that carries an IPv4 one is judged by both."""
     try:

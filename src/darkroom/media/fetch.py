@@ -22,7 +22,7 @@ import httpcore
 import httpx
 
 from darkroom.errors import AddressRefused, InputImageError, StorageError
-from darkroom.media.addresses import is_public
+from darkroom.media.addresses import is_address, is_public
 from darkroom.types import Value
 
 REDIRECTS: Final = 5
@@ -91,6 +91,14 @@ class Fetcher:
     async def close(self) -> None:
         if self._client is not None:
             await self._client.aclose()
+
+    def check(self, url: str) -> None:
+        """Raises InputImageError, AddressRefused for what this server would never call: no http(s) URL, or one that
+        names an inner address itself. What other names stand for is looked at when they are called."""
+        host = check_url(url).host.rstrip(".")
+        address = "127.0.0.1" if host == "localhost" or host.endswith(".localhost") else host
+        if is_address(address) and not self._backend.permits(address):
+            raise inner_address()
 
     async def get(self, url: str, *, max_bytes: int | None = None, seconds: float | None = None) -> bytes:
         """The bytes behind a URL. Raises InputImageError, AddressRefused."""
@@ -206,6 +214,13 @@ def check_url(url: str) -> httpx.URL:
     return parsed
 
 
+def inner_address() -> AddressRefused:
+    return AddressRefused(
+        "The URL points to an address that this server does not call; the operator can allow private addresses with "
+        "DARKROOM_ALLOW_PRIVATE_URLS=1."
+    )
+
+
 async def resolve_name(host: str, port: int) -> list[str]:
     """All addresses of a name, in the system's order of preference."""
     loop = asyncio.get_running_loop()
@@ -220,6 +235,9 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         self._allow_private = allow_private
         self._resolve = resolve
         self._network = network
+
+    def permits(self, address: str) -> bool:
+        return self._allow_private or is_public(address)
 
     async def connect_tcp(
         self,
@@ -253,11 +271,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         if not addresses:
             raise httpcore.ConnectError(f"The name {host} has no address.")
         # One inner address among public ones is refused too: which one is used must not be the caller's choice.
-        if not self._allow_private and not all(map(is_public, addresses)):
-            raise AddressRefused(
-                "The URL points to an address that this server does not call; the operator can allow private "
-                "addresses with DARKROOM_ALLOW_PRIVATE_URLS=1."
-            )
+        if not all(map(self.permits, addresses)):
+            raise inner_address()
         return addresses
 
 

@@ -49,8 +49,8 @@ class MemoryTaskStore:
     def __init__(
         self,
         *,
-        queue_limit: int = 1000,
-        queue_limit_per_key: int = 200,
+        queue_limit: int = 10_000,
+        queue_limit_per_key: int = 5_000,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.announce_lost: Announce = lambda task, fault: ()
@@ -75,25 +75,31 @@ class MemoryTaskStore:
     # Clients
 
     async def submit(self, new: NewTask) -> Task:
+        return (await self.submit_all([new]))[0]
+
+    async def submit_all(self, news: Sequence[NewTask]) -> list[Task]:
         now = self._clock()
-        if (earlier := self._made_before(new, now)) is not None:
+        if earlier := [task for new in news if (task := self._made_before(new, now)) is not None]:
             return earlier
-        name = (new.owner, new.dialect, new.external_id)
-        if name in self._names:
-            raise queue.used(new)
+        names = [(new.owner, new.dialect, new.external_id) for new in news]
+        for place, name in enumerate(names):
+            if name in self._names or name in names[:place]:
+                raise queue.used(news[place])
         waiting = [entry.task.owner for entry in self._entries.values() if entry.task.status is Status.QUEUED]
         queue.check_room(
+            len(news),
             waiting=len(waiting),
             limit=self._queue_limit,
-            waiting_of_owner=waiting.count(new.owner),
+            waiting_of_owner=waiting.count(news[0].owner),
             limit_of_owner=self._queue_limit_per_key,
             finished_last_minute=self._finished_since(now - queue.MINUTE),
         )
-        task = queue.accepted(new, uuid7(now), now)
-        self._entries[task.id] = _Entry(task, queue.client_ref(new), new.idempotency_key)
-        self._names[name] = task.id
+        tasks = [queue.accepted(new, uuid7(now), now) for new in news]
+        for new, name, task in zip(news, names, tasks, strict=True):
+            self._entries[task.id] = _Entry(task, queue.client_ref(new), new.idempotency_key)
+            self._names[name] = task.id
         self._work.wake()
-        return task
+        return tasks
 
     async def get(self, task_id: str) -> Task:
         return self._entry(task_id).task

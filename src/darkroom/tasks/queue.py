@@ -54,26 +54,30 @@ def position(turns: Iterable[OwnerTurn], task_id: str) -> int:
 
 
 def check_room(
-    *, waiting: int, limit: int, waiting_of_owner: int, limit_of_owner: int, finished_last_minute: int
+    wanted: int,
+    *,
+    waiting: int,
+    limit: int,
+    waiting_of_owner: int,
+    limit_of_owner: int,
+    finished_last_minute: int,
 ) -> None:
-    """Raises Overloaded when the owner's queue or the whole one is full."""
-    if waiting_of_owner >= limit_of_owner:
-        raise Overloaded(
-            f"This key has {waiting_of_owner} tasks waiting, as many as it may; try again later.",
-            retry_after_seconds=_retry_after(finished_last_minute),
-        )
-    if waiting >= limit:
-        raise Overloaded(
-            f"The server has {waiting} tasks waiting, as many as it takes; try again later.",
-            retry_after_seconds=_retry_after(finished_last_minute),
-        )
+    """Raises Overloaded when the owner's queue or the whole one has no room for so many more."""
+    for who, has, may in (("This key", waiting_of_owner, limit_of_owner), ("The server", waiting, limit)):
+        if (missing := has + wanted - may) > 0:
+            told = f"{who} has {has} tasks waiting, " + (
+                "as many as it may" if has >= may else f"may have {may}, and {wanted} more do not fit"
+            )
+            raise Overloaded(
+                f"{told}; try again later.", retry_after_seconds=_retry_after(missing, finished_last_minute)
+            )
 
 
-def _retry_after(finished_last_minute: int) -> int:
-    """Until about one place is free, at the pace of the last minute."""
+def _retry_after(places: int, finished_last_minute: int) -> int:
+    """Until about so many places are free, at the pace of the last minute."""
     if finished_last_minute == 0:
         return UNKNOWN_PACE_SECONDS
-    return max(1, min(LONGEST_WAIT_SECONDS, round(60 / finished_last_minute)))
+    return max(1, min(LONGEST_WAIT_SECONDS, round(60 * places / finished_last_minute)))
 
 
 def client_ref(new: NewTask) -> str | None:

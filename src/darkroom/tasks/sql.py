@@ -40,8 +40,8 @@ class SqlTaskStore:
         self,
         database: Database,
         *,
-        queue_limit: int = 1000,
-        queue_limit_per_key: int = 200,
+        queue_limit: int = 10_000,
+        queue_limit_per_key: int = 5_000,
         clock: Callable[[], datetime] = utc_now,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
@@ -63,8 +63,8 @@ class SqlTaskStore:
         cls,
         url: str,
         *,
-        queue_limit: int = 1000,
-        queue_limit_per_key: int = 200,
+        queue_limit: int = 10_000,
+        queue_limit_per_key: int = 5_000,
         clock: Callable[[], datetime] = utc_now,
         poll_seconds: float = POLL_SECONDS,
     ) -> SqlTaskStore:
@@ -85,22 +85,26 @@ class SqlTaskStore:
     # Clients
 
     async def submit(self, new: NewTask) -> Task:
+        return (await self.submit_all([new]))[0]
+
+    async def submit_all(self, news: Sequence[NewTask]) -> list[Task]:
         now = self._clock()
-        task_id = uuid7(now)
+        named = [(new, uuid7(now)) for new in news]
 
-        def work(connection: sa.Connection) -> Task:
-            if new.idempotency_key is not None:
-                earlier = statements.by_idempotency_key(connection, new, now - KEPT)
-                if earlier is not None:
-                    return earlier
-            self._check_admission(connection, new, now)
-            if not statements.add(connection, new, task_id, queue.client_ref(new), now):
-                raise queue.used(new)
-            return queue.accepted(new, task_id, now)
+        def work(connection: sa.Connection) -> list[Task]:
+            keyed = (new for new in news if new.idempotency_key is not None)
+            found = (statements.by_idempotency_key(connection, new, now - KEPT) for new in keyed)
+            if earlier := [task for task in found if task is not None]:
+                return earlier
+            self._check_admission(connection, news, now)
+            for new, task_id in named:
+                if not statements.add(connection, new, task_id, queue.client_ref(new), now):
+                    raise queue.used(new)
+            return [queue.accepted(new, task_id, now) for new, task_id in named]
 
-        task = await self.database.write(work)
+        tasks = await self.database.write(work)
         self._work.wake()
-        return task
+        return tasks
 
     async def get(self, task_id: str) -> Task:
         return _found(await self.database.read(lambda connection: statements.task(connection, task_id)))
@@ -338,13 +342,16 @@ class SqlTaskStore:
         outbox.add(connection, claim.task.id, owed, now)
         return True
 
-    def _check_admission(self, connection: sa.Connection, new: NewTask, now: datetime) -> None:
-        waiting, waiting_of_owner, finished_lately = statements.room(connection, new.owner, now - queue.MINUTE)
-        if waiting < self._queue_limit and waiting_of_owner < self._queue_limit_per_key:
+    def _check_admission(self, connection: sa.Connection, news: Sequence[NewTask], now: datetime) -> None:
+        owner = news[0].owner
+        waiting, waiting_of_owner, finished_lately = statements.room(connection, owner, now - queue.MINUTE)
+        if max(waiting - self._queue_limit, waiting_of_owner - self._queue_limit_per_key) + len(news) <= 0:
             return
-        if statements.by_external_id(connection, new.owner, new.dialect, new.external_id) is not None:
-            raise queue.used(new)  # it would be refused anyway, and waiting would not help
+        for new in news:
+            if statements.by_external_id(connection, new.owner, new.dialect, new.external_id) is not None:
+                raise queue.used(new)  # it would be refused anyway, and waiting would not help
         queue.check_room(
+            len(news),
             waiting=waiting,
             limit=self._queue_limit,
             waiting_of_owner=waiting_of_owner,

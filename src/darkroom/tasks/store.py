@@ -86,6 +86,13 @@ class TaskStore(Protocol):
         queue is full. With an idempotency_key that a task of the last 24 hours came with, that task is returned.
         """
 
+    async def submit_all(self, news: Sequence[NewTask]) -> list[Task]:
+        """Accept several of one owner together, in their order, or raise as submit does and accept none.
+
+        When any of them has an idempotency_key that a task of the last 24 hours came with, the tasks that came with
+        their keys are returned, and none is added.
+        """
+
     async def get(self, task_id: str) -> Task:
         """Raises NotFound(what="task")."""
 

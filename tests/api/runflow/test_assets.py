@@ -93,6 +93,13 @@ async def test_every_form_of_picture_as_data_uri(runs: Runs) -> None:
         assert run["input"]["image_url"].startswith(f"{BASE}/ii/")
 
 
+async def test_a_data_uri_under_the_other_name_is_not_kept_either(runs: Runs) -> None:
+    data = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
+    run = await runs.made(EDIT, image_urls=[data], image_url=data)
+    assert run["input"]["image_urls"][0].startswith(f"{BASE}/ii/")
+    assert "image_url" not in run["input"]
+
+
 async def test_references_are_fetched_from_elsewhere(runs: Runs) -> None:
     async with serving_files({"/cat.png": picture(64, 64)}) as base:
         run = await runs.made(EDIT, image_urls=[f"{base}/cat.png", f"{base}/cat.png?again"])
@@ -117,11 +124,12 @@ async def test_references_that_cannot_be_had_are_named_all_at_once(runs: Runs) -
     assert (await runs.get("/v1/runs"))["items"] == []
 
 
-async def test_private_addresses_are_refused(runs: Runs) -> None:
-    object.__setattr__(runs.server.services.fetcher, "_allow_private", False)
-    for url in ("http://127.0.0.1:1/a.png", "http://169.254.169.254/latest", "http://[::1]/a.png"):
-        answer = await runs.create(EDIT, image_urls=[url], status=422)
-        assert answer["errors"][0]["field"] == "input.image_urls[0]"
+async def test_private_addresses_are_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path, allow_private_urls=False) as server:
+        for url in ("http://127.0.0.1:1/a.png", "http://169.254.169.254/latest", "http://[::1]/a.png"):
+            answer = await Runs(server).create(EDIT, image_urls=[url], status=422)
+            assert answer["errors"][0]["field"] == "input.image_urls[0]"
+            assert "DARKROOM_ALLOW_PRIVATE_URLS" in answer["message"]
 
 
 async def test_a_huge_picture_is_refused_by_its_header(runs: Runs) -> None:
@@ -164,14 +172,18 @@ async def test_a_picture_of_the_other_dialect_is_a_reference_here(runs: Runs) ->
     assert by_id["status_code"] == "succeeded"
 
 
-async def test_a_picture_made_here_is_a_reference_of_the_other_dialect(runs: Runs) -> None:
+async def test_a_picture_made_here_is_a_reference_of_the_other_dialect(tmp_path: Path) -> None:
+    async with serving(tmp_path, allow_private_urls=False) as server:
+        await check_a_picture_made_here(Runs(server))
+
+
+async def check_a_picture_made_here(runs: Runs) -> None:
     run = await runs.made(MODEL)
     url = run["output"]["outputs"][0]["url"]
     image_id = url.rpartition("/")[2].partition(".")[0]
     made = await runware(runs, inputs={"referenceImages": [image_id]})
     assert made["imageURL"]
     before = len(await stored(runs))
-    object.__setattr__(runs.server.services.fetcher, "_allow_private", False)
     assert (await runware(runs, inputs={"referenceImages": [url]}))["imageURL"]
     assert len(await stored(runs)) == before  # found by its id, not fetched
 

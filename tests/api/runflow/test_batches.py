@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from darkroom.api.runflow import batches
 from darkroom.api.runflow.batches import NOBODY, OPEN
+from darkroom.tasks.tables import idempotency, tasks
 from tests.api.runflow.receiver import receiving
 from tests.api.runflow.serving import EDIT, MODEL, Runs, make_keys, picture, serving
 from tests.eventually import eventually
@@ -129,7 +134,7 @@ WRONG = [
     ({"input": [{"num_images": 9, "prompt": 7}]}, ["input[0].prompt", "input[0].num_images"]),
     ({"input": [{"prompt": "a", "client_ref": "x" * 256}]}, ["input[0].client_ref"]),
     ({"items": [{"prompt": "a"}]}, ["items[0].input"]),
-    ({"items": [{"input": {"seed": -1, "prompt": "x"}}]}, ["items[0].input.seed"]),
+    ({"items": [{"input": {"seed": "-1", "prompt": "x"}}]}, ["items[0].input.seed"]),
     ({"input": [{"prompt": "a"}], "callback_url": "x"}, ["callback_url"]),
     ({"input": [{"prompt": "a"}], "metadata": 7}, ["metadata"]),
 ]
@@ -154,12 +159,68 @@ async def test_a_reference_that_cannot_be_had_is_named_with_its_item(runs: Runs,
     assert await runs.pending() == []
 
 
-async def test_a_batch_that_does_not_fit_the_queue_is_withdrawn(tmp_path: Path) -> None:
+async def test_a_batch_that_does_not_fit_the_queue_leaves_nothing_there(tmp_path: Path) -> None:
     async with serving(tmp_path, working=False, queue_limit_per_key=3) as server:
         runs = Runs(server)
         assert (await runs.post(CREATE, {"input": [small("a")] * 5}, 429))["code"] == "RATE_LIMITED"
-        assert await runs.pending() == []
+        assert (await runs.get("/v1/runs"))["items"] == []
         await runs.post(CREATE, {"input": [small("a")] * 3})
+
+
+async def test_a_refused_batch_does_not_use_its_key_up(tmp_path: Path) -> None:
+    async with serving(tmp_path, working=False, queue_limit_per_key=3) as server:
+        runs, key = Runs(server), {"Idempotency-Key": "k"}
+        waiting = await runs.create()
+        await runs.post(CREATE, {"input": [small("a")] * 3}, 429, **key)
+        await runs.post(f"/v1/admin/runs/{waiting['id']}/cancellation")
+        batch = await runs.post(CREATE, {"input": [small("a")] * 3}, **key)
+        assert [item["status_code"] for item in batch["items"]] == ["queued"] * 3
+
+
+async def test_a_corrected_batch_may_have_the_key_of_the_refused_one(runs: Runs) -> None:
+    key = {"Idempotency-Key": "k"}
+    inputs = [small("a", image_urls=[url]) for url in (DATA_URI, f"runflow://assets/{uuid4()}")]
+    await runs.post(f"/v1/models/{EDIT}/batches", {"input": inputs}, 422, **key)
+    batch = await runs.post(f"/v1/models/{EDIT}/batches", {"input": inputs[:1]}, **key)
+    assert (await ended(runs, batch))["items_succeeded"] == 1
+
+
+async def test_a_key_is_forgotten_after_a_day(runs: Runs) -> None:
+    key, database = {"Idempotency-Key": "k"}, runs.server.services.store.database  # type: ignore[attr-defined]
+    first = await runs.post(CREATE, {"input": [small("a")]}, **key)
+    two_days_ago = datetime.now(UTC) - timedelta(days=2)
+    for table in (tasks, idempotency):
+        await database.write(lambda connection, t=table: connection.execute(t.update().values(created_at=two_days_ago)))
+    second = await runs.post(CREATE, {"input": [small("other")]}, **key)
+    assert second["id"] != first["id"]
+    assert (await ended(runs, first))["items"][0]["run_id"] == first["items"][0]["run_id"]
+
+
+async def test_references_that_do_not_come_in_time_are_named(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "FETCH_SECONDS", 0.3)
+    async with silence() as port:
+        urls = (f"http://127.0.0.1:{port}/a.png", DATA_URI)
+        inputs = [small("a", image_urls=[url]) for url in urls]
+        answer = await runs.post(f"/v1/models/{EDIT}/batches", {"input": inputs}, 422)
+    assert [entry["field"] for entry in answer["errors"]] == ["input[0].image_urls"]
+    assert "/v1/asset-uploads" in answer["message"]
+
+
+@contextlib.asynccontextmanager
+async def silence() -> AsyncIterator[int]:
+    """The port of somebody who takes calls and says nothing."""
+    closed = asyncio.Event()
+
+    async def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await closed.wait()
+        writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        closed.set()
+        server.close()
 
 
 async def test_a_hundred_items(runs: Runs) -> None:

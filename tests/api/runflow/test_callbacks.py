@@ -12,7 +12,7 @@ import pytest
 
 from darkroom.errors import StorageError
 from tests.api.runflow.receiver import Call, Receiver, receiving
-from tests.api.runflow.serving import Runs, make_keys, serving
+from tests.api.runflow.serving import MODEL, Runs, make_keys, serving
 from tests.eventually import eventually
 
 KEYS = ["event", "run_id", "status", "output", "duration_ms", "created_at", "completed_at", "metadata"]
@@ -166,19 +166,27 @@ async def test_other_answers_end_the_delivery(runs: Runs) -> None:
 
 
 async def test_private_receivers_are_refused_unless_allowed(tmp_path: Path) -> None:
-    async with serving(tmp_path, allow_private_urls=False) as server, receiving() as receiver:
-        runs = Runs(server)
-        run = await runs.made(envelope={"callback_url": receiver.url})
-        (record,) = await history(runs, run, "failed")
-        assert record["failure_reason_code"] == "address_refused"
+    async with receiving() as receiver:
+        async with serving(tmp_path, working=False) as server:
+            run = await Runs(server).create(envelope={"callback_url": receiver.url})
+        async with serving(tmp_path, allow_private_urls=False) as server:  # the operator thought again
+            runs = Runs(server)
+            (record,) = await history(runs, await runs.ended(run), "failed")
+            assert (record["attempt_count"], record["failure_reason_code"]) == (1, "address_refused")
+            assert record["failure_detail"]
         assert receiver.calls == []
 
 
-async def test_a_receiver_that_cannot_be_called_is_given_up_at_once(runs: Runs) -> None:
-    run = await runs.made(envelope={"callback_url": "http://darkroom.test:99999/"})
-    (record,) = await history(runs, run, "failed")
-    assert (record["attempt_count"], record["failure_reason_code"]) == (1, "address_refused")
-    assert record["failure_detail"]
+async def test_an_inner_receiver_is_refused_before_a_picture_is_made(tmp_path: Path) -> None:
+    async with serving(tmp_path, allow_private_urls=False) as server:
+        runs = Runs(server)
+        for url in ("http://127.0.0.1:9/x", "http://localhost:9/x", "http://[::1]/x", "http://10.0.0.1/x"):
+            answer = await runs.create(envelope={"callback_url": url}, status=422)
+            assert answer["errors"][0]["field"] == "callback_url"
+            assert "DARKROOM_ALLOW_PRIVATE_URLS" in answer["message"]
+            batch = {"input": [{"prompt": "a"}], "callback_url": url}
+            await runs.post(f"/v1/models/{MODEL}/batches", batch, 422)
+        assert (await runs.get("/v1/runs"))["items"] == []
 
 
 async def test_redelivery(runs: Runs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import re
 import time
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from PIL import Image
 
 from darkroom.api.runflow import http
 from darkroom.errors import StorageError
@@ -96,7 +98,10 @@ async def test_nsfw_is_checked_when_a_checker_is_there(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         object.__setattr__(server.services, "features", frozenset({"safety"}))
         runs = Runs(server)
-        assert (await runs.made(prompt="[nsfw]"))["output"]["nsfw_detected"] is True
+        flagged = await runs.made(prompt="[nsfw]")
+        assert flagged["output"]["nsfw_detected"] is True
+        file = await runs.http.get(flagged["output"]["outputs"][0]["url"])
+        assert Image.open(io.BytesIO(file.content)).convert("RGB").getextrema() == ((0, 0),) * 3  # filtered: black
         assert (await runs.made())["output"]["nsfw_detected"] is False
         assert (await runs.made(enable_safety_checker=False))["output"]["nsfw_detected"] is None
 
@@ -124,6 +129,8 @@ REFUSALS = [
     ("POST", "/v1/models/a/b/c/d/runs", 404, "MODEL_NOT_FOUND"),
     ("POST", "/v1/models/flux-2-klein-4b/runs", 405, "METHOD_NOT_ALLOWED"),
     ("POST", f"/v1/models/{MODEL}", 405, "METHOD_NOT_ALLOWED"),
+    ("GET", f"/v1/models/{MODEL}/runs", 405, "METHOD_NOT_ALLOWED"),
+    ("GET", f"/v1/models/{MODEL}/batches", 405, "METHOD_NOT_ALLOWED"),
     ("DELETE", "/v1/runs", 405, "METHOD_NOT_ALLOWED"),
     ("GET", "/v1/models/black-forest-labs/nothing", 404, "MODEL_NOT_FOUND"),
     ("GET", "/v1/runs/nothing", 404, "RUN_NOT_FOUND"),
@@ -342,6 +349,20 @@ async def test_sync_mode_hands_back_the_record_when_it_takes_too_long(tmp_path: 
         assert time.monotonic() - began < 0.8
         assert run["status_code"] in ("queued", "running")
         assert (await runs.ended(run))["status_code"] == "succeeded"
+
+
+async def test_the_wait_of_sync_mode_counts_from_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(tmp_path, working=False, sync_seconds=0.5) as server:
+
+        async def slow(*_: object, **__: object) -> bytes:
+            await asyncio.sleep(0.6)
+            return picture()
+
+        monkeypatch.setattr(server.services.fetcher, "get", slow)
+        began = time.monotonic()
+        run = await Runs(server).create(EDIT, image_urls=["http://example.com/a.png"], sync_mode=True)
+        assert 0.6 <= time.monotonic() - began < 1.0
+        assert run["status_code"] == "queued"
 
 
 async def test_sync_mode_with_inline_outputs(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ FIELDS: dict[str, tuple[set[str], list[Any], list[tuple[Any, str]]]] = {
     "steps": ({"integer"}, [1, 50], [(0, "range"), (51, "range")]),
     "seed": (
         {"integer"},
-        [0, 1, 2**32, 2**53 - 1, MAX_SEED],
-        [(-1, "range"), (MAX_SEED + 1, "range"), (1e300, "range")],
+        [0, 1, 2**32, 2**53 - 1, MAX_SEED, MAX_SEED + 1, -1, -(2**70), 1e300],
+        [],
     ),
     "guidance_scale": ({"integer", "fraction"}, [0, 0.0, 2.5, 20], [(-0.1, "range"), (20.1, "range")]),
     "output_format": ({"string"}, ["jpeg", "png", "webp"], [("jpg", "enum"), ("PNG", "enum"), ("gif", "enum")]),
@@ -151,6 +151,7 @@ ENVELOPE: list[tuple[str, object, str]] = [
     ("callback_url", "your-server.com/webhook", "format"),
     ("callback_url", "ftp://example.com/", "format"),
     ("callback_url", "https://", "format"),
+    ("callback_url", "https://example.com:99999/", "format"),
     ("callback_url", "https://example.com/" + "x" * 2048, "length"),
     ("metadata", "text", "type"),
     ("metadata", [1], "type"),
@@ -172,6 +173,12 @@ def test_the_envelope_is_kept() -> None:
     assert (run.callback_url, run.metadata, run.client_ref) == (url, metadata, "x" * 255)
     nothing = parsed({}, callback_url=None, metadata=None, client_ref=None, something="else")
     assert (nothing.callback_url, nothing.metadata, nothing.client_ref) == (None, None, None)
+
+
+@pytest.mark.parametrize("tail", ["?name=é", "?x=a b", "?id={id}", "?id=a|b"])
+def test_a_callback_that_can_be_called_is_taken(tail: str) -> None:
+    for host in ("example.com", "münchen.example"):
+        assert parsed({}, callback_url=f"https://{host}/hook{tail}").callback_url == f"https://{host}/hook{tail}"
 
 
 # Sizes
@@ -332,9 +339,23 @@ def test_defaults() -> None:
         steps=4,
         seed=41,
         check_safety=True,
+        hide_unsafe=True,
         output=request.output,
     )
     assert request.output.format is ImageFormat.PNG
+    assert requested({"image_urls": ["https://example.com/a.png"]}, EDIT).output.format is ImageFormat.JPEG
+
+
+def test_any_number_is_a_seed_and_always_the_same_one() -> None:
+    assert [requested({"seed": seed}).seed for seed in (-1, -1, 7, MAX_SEED, MAX_SEED + 1)] == [
+        2**32 - 1, 2**32 - 1, 7, MAX_SEED, 0,
+    ]  # fmt: skip
+
+
+def test_a_wrong_size_is_told_both_forms() -> None:
+    for size in ("1024x768", [1024, 768]):
+        with pytest.raises(Rejected, match='"width": 1024, "height": 768'):
+            parsed({"image_size": size})
 
 
 def test_num_inference_steps_wins_over_steps() -> None:

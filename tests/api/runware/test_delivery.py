@@ -117,6 +117,48 @@ async def test_one_call_per_result_readable_in_both_forms(tmp_path: Path, neighb
     assert sorted(neighbour.bodies(), key=lambda body: body["seed"])[0]["data"] == [answer[0]]
 
 
+async def test_an_inner_address_is_refused_before_a_picture_is_made(tmp_path: Path) -> None:
+    async with serving(tmp_path, allow_private_urls=False) as server:
+        for field, code in (("webhookURL", "invalidWebhookURL"), ("uploadEndpoint", "invalidUploadEndpoint")):
+            for url in ("http://127.0.0.1:9/x", "http://localhost/x", "http://[fd00::1]/x"):
+                [error] = (await server.post(image(**{field: url}))).json()["errors"]
+                assert (error["code"], error["parameter"]) == (code, field)
+                assert "DARKROOM_ALLOW_PRIVATE_URLS" in error["message"]
+
+
+DRY = {"X-Runware-Dry-Run": "1"}
+
+
+async def test_a_dry_run_changes_nothing(tmp_path: Path, neighbour: Neighbour) -> None:
+    async with serving(tmp_path) as server, server.client() as client:
+        [made] = (await server.post(image())).json()["data"]
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(buffer, "PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        neighbour.files["/a.safetensors"] = b"x"
+        lora = {
+            "category": "lora",
+            "architecture": "flux2klein4b",
+            "format": "safetensors",
+            "name": "x",
+            "version": "1",
+        }
+        for given in (
+            {"taskType": "mediaStorage", "operation": "delete", "media": made["imageUUID"]},
+            {"taskType": "mediaStorage", "operation": "upload", "media": data},
+            {"taskType": "imageUpload", "image": data},
+            {"taskType": "modelUpload", "downloadURL": f"{neighbour.url}/a.safetensors", **lora},
+            {"taskType": "promptEnhance", "prompt": "a boat"},
+        ):
+            task = {"taskUUID": str(uuid.uuid4()), **given}
+            [item] = (await server.post(task, **DRY)).json()["data"]
+            assert item == {"taskType": given["taskType"], "taskUUID": task["taskUUID"], "cost": 0.0}
+            wrong = {**task, "nonsense": 1}
+            assert (await server.post(wrong, **DRY)).json()["errors"][0]["code"] == "unsupportedParameter"
+        assert (await client.get(made["imageURL"])).status_code == 200
+        assert not list(server.services.adapters.folder.glob("*"))
+
+
 async def test_failures_are_announced_too(tmp_path: Path, neighbour: Neighbour) -> None:
     async with delivering(tmp_path) as server:
         await server.post(image(positivePrompt="[fail 1] boats", numberResults=2, webhookURL=f"{neighbour.url}/hook"))

@@ -11,6 +11,8 @@ from darkroom.errors import DarkroomError, InferenceError, InvalidParameter, Ove
 from darkroom.tasks.task import Fault
 from tests.api.servers import TestServer
 
+UUID = "5e1d2bde-c882-4900-9d4d-0669648c8a8a"
+
 
 def every_error(base: type[DarkroomError] = DarkroomError) -> Iterator[type[DarkroomError]]:
     yield base
@@ -108,3 +110,34 @@ async def test_every_error_has_its_page(server: TestServer) -> None:
             page = await client.get(error["documentation"].removeprefix("http://darkroom.test"))
             assert page.status_code == 200
             assert 'id="errors"' in page.text
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "named"),
+    [
+        ("runware:400@5", {"checkNSFW": True}, "checkNSFW"),
+        ("runware:400@5", {"safety": {"checkContent": True}}, "safety"),
+        ("runware:400@5", {"ultralytics": {}}, "ultralytics"),
+        ("runware:400@5", {"advancedFeatures": {"ultralytics": {}}}, "advancedFeatures.ultralytics"),
+        ("runware:400@6", {"ultralytics": {}}, "ultralytics"),
+    ],
+)
+async def test_what_is_not_installed_is_named_as_it_was_asked_for(
+    server: TestServer, model: str, given: dict[str, object], named: str
+) -> None:
+    task = {"taskType": "imageInference", "taskUUID": UUID, "model": model, "positivePrompt": "a boat", **given}
+    [error] = (await server.post({**task, "width": 512, "height": 512})).json()["errors"]
+    assert error["parameter"] == named
+    assert f"`{named}`" in error["message"]
+
+
+async def test_an_emoji_cut_in_half_is_called_that(server: TestServer) -> None:
+    async with server.client() as client:
+        answer = (await client.post("/v1", content=rb'[{"positivePrompt": "a boat \ud83d"}]')).json()
+    assert "emoji" in answer["errors"][0]["message"]
+
+
+async def test_flex_takes_the_empty_object_that_clients_send(server: TestServer) -> None:
+    task = {"taskType": "imageInference", "taskUUID": UUID, "model": "bfl:6@1", "positivePrompt": "a boat"}
+    task |= {"width": 512, "height": 512, "steps": 1, "advancedFeatures": {}}
+    assert "errors" not in (await server.post(task)).json()

@@ -81,6 +81,18 @@ def test_accelerator_options_win_over_the_level() -> None:
     assert (cache.kind, cache.threshold) == (StepCacheKind.TEA, 0.3)
 
 
+def test_a_rule_over_several_fields_names_them_as_they_were_sent() -> None:
+    with pytest.raises(Refused) as refused:
+        parsed(steps=2, acceleratorOptions={"fbcache": True, "cacheStopStep": 3})
+    [error] = refused.value.violations
+    assert error.parameter == "acceleratorOptions.cacheStopStep"
+    assert "'acceleratorOptions.cacheStopStep'" in error.message
+    with pytest.raises(Refused) as refused:
+        parsed(acceleratorOptions={"cacheStopStep": 3, "cacheEndStepPercentage": 50})
+    [error] = refused.value.violations
+    assert error.parameter == ("acceleratorOptions.cacheStopStep", "acceleratorOptions.cacheEndStepPercentage")
+
+
 def test_loras_keep_their_order_weight_and_stage() -> None:
     request = parsed(lora=[{"model": "a:1@1"}, {"model": "b:1@1", "weight": -0.5, "transformer": "HIGH"}]).request
     assert request.adapters == (

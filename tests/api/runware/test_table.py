@@ -35,6 +35,7 @@ FACES = {
     )
 }
 CODES = {  # field → code of a wrong value
+    "advancedFeatures": "invalidAdvancedFeatures",
     "taskUUID": "invalidTaskUUID",
     "model": "invalidModel",
     "positivePrompt": "invalidPositivePrompt",

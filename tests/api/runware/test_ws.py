@@ -268,6 +268,29 @@ async def test_a_used_uuid_is_refused_and_the_sync_task_can_be_polled(server: Te
         assert (await socket.receive())["data"][0]["imageUUID"] == first["imageUUID"]
 
 
+async def test_polling_a_sync_task_on_its_own_socket_brings_each_picture_once(server: TestServer) -> None:
+    async with Socket(server.app) as socket:
+        await socket.authenticate()
+        task = image(positivePrompt="[slow 100] boats", steps=4, numberResults=2)
+        socket.send(task)
+        await asyncio.sleep(0.2)
+        socket.send({"taskType": "getResponse", "taskUUID": task["taskUUID"]})
+        found = []
+        while len(found) < 2:
+            found += [item["imageUUID"] for item in (await socket.receive())["data"] if "imageUUID" in item]
+        assert len(set(found)) == 2
+        await socket.silence(0.5)
+
+
+async def test_a_missing_key_is_asked_for_where_a_socket_has_it(locked: TestServer) -> None:
+    async with Socket(locked.app) as socket:
+        socket.send({"taskType": "authentication"})
+        error = (await socket.receive())["error"]
+        assert error["code"] == "missingApiKey"
+        assert "apiKey" in error["message"]
+        assert "header" not in error["message"]
+
+
 async def test_the_dry_run_of_the_query(server: TestServer) -> None:
     async with Socket(server.app, query="sdk=js&version=1.3.2&dryRun=1") as socket:
         await socket.authenticate()

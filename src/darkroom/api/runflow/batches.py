@@ -22,20 +22,21 @@ from darkroom.api.runflow import runs
 from darkroom.api.runflow.callbacks import owed
 from darkroom.api.runflow.errors import Rejected
 from darkroom.api.runflow.options import DIALECT, named_id, options_of
-from darkroom.api.runflow.parse import ModelRules, RunBody, parse_run
+from darkroom.api.runflow.parse import ModelRules, RunBody, bad_callback, parse_run
 from darkroom.api.runflow.render import STATUS_CODE, cost, delivery_record, instant, milliseconds, output, run_record
 from darkroom.api.runflow.schema import envelope
 from darkroom.api.runflow.search import FieldKind, Fields, Order, Page, Query, Selection
 from darkroom.api.services import Services
 from darkroom.catalog.validate import Validator
-from darkroom.errors import InputImageError, InvalidParameter, NotFound, Overloaded
+from darkroom.errors import InputImageError, InvalidParameter, NotFound
 from darkroom.tasks.documents import Document
 from darkroom.tasks.lifecycle import Status, is_final
-from darkroom.tasks.task import Delivery, Owed, Task
+from darkroom.tasks.task import Delivery, NewTask, Owed, Task
 from darkroom.types import Value
 
 MAX_ITEMS = 100
 AT_ONCE = 8  # items whose references are fetched side by side
+FETCH_SECONDS = 25.0  # for the references of all items: official clients wait 30 s for an answer
 KIND = "batch"  # kinds of document
 OPEN = "open_batch"
 NOBODY = ""
@@ -96,21 +97,34 @@ class Standing(Value, frozen=True, kw_only=True):
 async def create(
     services: Services, owner: str, base: str, rules: ModelRules, body: Mapping[str, Any], key: str | None
 ) -> dict[str, Any]:
-    """Accept all items or none. Raises Rejected with every violation of every item, Overloaded."""
+    """Accept all items or none. key: the caller's idempotency key; after a crash in mid-call the runs it left are found
+    again, and with them their batch. Raises Rejected with every violation of every item, Overloaded, Conflict."""
     items = parse_batch(rules, body)
-    batch_id = named_id("batch", owner, key) if key else str(uuid4())
+    runs.check_callback(services, body.get("callback_url"))
+    batch_id = str(uuid4())
     limit = asyncio.Semaphore(AT_ONCE)
+    deadline = asyncio.get_running_loop().time() + FETCH_SECONDS
 
-    async def accept(index: int, run: RunBody) -> Task:
-        async with limit:
-            item_key = runs.item_id(batch_id, index) if key else None
-            return await runs.create(services, owner, base, rules, run, key=item_key, batch=(batch_id, index))
+    async def prepare(index: int, run: RunBody) -> NewTask:
+        item_key = named_id("item", owner, key, str(index)) if key else None
+        try:
+            async with limit, asyncio.timeout_at(deadline if run.images else None):
+                return await runs.prepare(services, owner, base, rules, run, key=item_key, batch=(batch_id, index))
+        except TimeoutError:
+            message = (
+                f"'{run.image_field}' was not fetched in time: all pictures of a batch have {FETCH_SECONDS:g} s. "
+                "Upload them first (POST /v1/asset-uploads), or send fewer items."
+            )
+            raise Rejected([InputImageError(message, parameter=run.image_field)]) from None
 
-    accepted = await asyncio.gather(*(accept(i, run) for i, run in enumerate(items)), return_exceptions=True)
-    tasks = [task for task in accepted if isinstance(task, Task)]
-    if len(tasks) < len(items):
-        await _withdraw(services, tasks)
-        raise _failure(accepted, _named(body))
+    prepared = await asyncio.gather(*(prepare(i, run) for i, run in enumerate(items)), return_exceptions=True)
+    news = [new for new in prepared if isinstance(new, NewTask)]
+    if len(news) < len(items):
+        raise _failure(prepared, _named(body))
+    tasks = await services.store.submit_all(news)
+    if key:
+        runs.check_same(tasks, [runs.fingerprint_of(rules, run) for run in items])
+        batch_id = options_of(tasks[0]).batch_id or batch_id
     batch = Batch(
         model=rules.model.id,
         base_url=base,
@@ -126,7 +140,7 @@ async def create(
 def parse_batch(rules: ModelRules, body: Mapping[str, Any]) -> list[RunBody]:
     """Every item as a run. `input` is a list of inputs; the guide's `items: [{input: …}]` is taken too."""
     named = _named(body)
-    found = BODY.violations({**body, "input": body.get(named)})
+    found = [*BODY.violations({**body, "input": body.get(named)}), *bad_callback(body)]
     if found:
         raise Rejected([_renamed(each, "input", named) for each in found])
     items: list[RunBody] = []
@@ -177,22 +191,14 @@ def _renamed(violation: InvalidParameter | InputImageError, old: str, new: str) 
     )
 
 
-async def _withdraw(services: Services, tasks: Sequence[Task]) -> None:
-    """What was accepted before an item was refused does not run."""
-    for task in tasks:
-        await runs.cancel(services, task, "another item of its batch was refused")
-
-
-def _failure(accepted: Sequence[Task | BaseException], named: str) -> BaseException:
-    """Which of the items' errors the caller is told: all about inputs together, a full queue before anything else."""
-    errors = [error for error in accepted if isinstance(error, BaseException)]
+def _failure(prepared: Sequence[NewTask | BaseException], named: str) -> BaseException:
+    """Which of the items' errors the caller is told: all about inputs together, else the first of another kind."""
+    errors = [error for error in prepared if isinstance(error, BaseException)]
     rejected: list[InvalidParameter | InputImageError] = []
-    for index, error in enumerate(accepted):
+    for index, error in enumerate(prepared):
         if isinstance(error, Rejected):
             rejected.extend(_renamed(each, "input", _place(named, index)) for each in error.violations)
-    if rejected and all(isinstance(error, Rejected) for error in errors):
-        return Rejected(rejected)
-    return next((error for error in errors if isinstance(error, Overloaded)), errors[0])
+    return next((error for error in errors if not isinstance(error, Rejected)), Rejected(rejected))
 
 
 async def find(services: Services, owner: str, batch_id: str) -> Standing:

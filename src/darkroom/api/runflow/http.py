@@ -11,6 +11,7 @@ POST /v1/callback-secrets                            → secrets
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -78,6 +79,8 @@ def routes(services: Services) -> APIRouter:
         ("POST", "/models/{model:path}/batches", api.create_batch),
         ("GET", "/models", api.list_models),
         ("GET", "/public/models", api.list_public_models),
+        ("GET", "/models/{model:path}/runs", api.only_post),
+        ("GET", "/models/{model:path}/batches", api.only_post),
         ("GET", "/models/{model:path}", api.read_model),
         ("GET", "/runs", api.list_runs),
         ("GET", "/runs/statuses", api.list_statuses),
@@ -119,6 +122,7 @@ class RunsApi:
 
     async def create_run(self, request: Request, model: str) -> Response:
         """Create a run. 201 with its record; with input.sync_mode after it has ended or the wait is over."""
+        deadline = time.monotonic() + self.services.settings.sync_seconds
         owner, base = await self.caller(request), base_url(self.services, request)
         rules = self.models.rules(with_owner(model))
         body = read_json(await request.body())
@@ -126,8 +130,9 @@ class RunsApi:
         async def create() -> Answer:
             run = parse_run(rules, body)
             task = await runs.create(self.services, owner, base, rules, run, key=idempotency_key(request))
-            record = runs.synchronous_record(self.services, base, task) if run.sync else None
-            return 201, await record if record else run_record(task, base)
+            if not run.sync:
+                return 201, run_record(task, base)
+            return 201, await runs.synchronous_record(self.services, base, task, deadline - time.monotonic())
 
         return await self.once(request, owner, body, create)
 
@@ -221,6 +226,12 @@ class RunsApi:
         query = self.query(request, FIELDS, ORDER)
         page = await self.models.listing(query)
         return listed(page, page.items, query)
+
+    async def only_post(self, request: Request, model: str) -> Response:
+        """405: runs and batches are created here; they are listed and read elsewhere."""
+        await self.caller(request)
+        told = "This address takes POST only. GET /v1/runs lists runs, GET /v1/batches/{id} reads a batch."
+        raise HTTPException(405, told, {"Allow": "POST"})
 
     async def read_model(self, request: Request, model: str) -> Response:
         """One model by owner and slug."""

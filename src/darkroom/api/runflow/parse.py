@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from darkroom.api.bodies import why_unreadable
 from darkroom.api.runflow.errors import BadRequest, Rejected
 from darkroom.api.runflow.schema import (
     DEFAULT_PRESET,
@@ -27,8 +28,9 @@ from darkroom.catalog.acceleration import step_cache
 from darkroom.catalog.card import Card, RunflowModel
 from darkroom.catalog.guidance import resolve_guidance
 from darkroom.catalog.validate import Validator
-from darkroom.errors import InvalidParameter, Problem
-from darkroom.types import Acceleration, GuidanceKind, ImageFormat, ImageRequest, Output, Value
+from darkroom.errors import InputImageError, InvalidParameter, Problem
+from darkroom.media.fetch import check_url
+from darkroom.types import MAX_SEED, Acceleration, GuidanceKind, ImageFormat, ImageRequest, Output, Value
 
 MAX_METADATA = 16 * 1024  # bytes of JSON
 MULTIPLE = 16  # pixels: the side of one latent token
@@ -76,16 +78,28 @@ class ModelRules:
     def violations(self, body: Mapping[str, Any]) -> list[InvalidParameter]:
         sent = body.get("input")
         custom = isinstance(sent, dict) and isinstance(sent.get("image_size"), dict)
-        return (self._custom if custom else self._preset).violations(body)
+        return [_sized(each) for each in (self._custom if custom else self._preset).violations(body)]
+
+
+def _sized(violation: InvalidParameter) -> InvalidParameter:
+    """What is wrong with a size tells of its other form, too, which the schema of the one cannot know."""
+    if violation.parameter != "input.image_size":
+        return violation
+    return InvalidParameter(
+        f'{violation.message} Or send an object such as {{"width": 1024, "height": 768}}.',
+        parameter=violation.parameter,
+        problem=violation.problem,
+        expected=violation.expected,
+        allowed=violation.allowed,
+    )
 
 
 def read_json(data: bytes) -> dict[str, Any]:
     """The object in a request's body. Raises BadRequest."""
     try:
         body = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        why = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON: {error}"
-        raise BadRequest(f"The body {why}.") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise BadRequest(f"The body {why_unreadable(data)}.") from None
     if not isinstance(body, dict):
         raise BadRequest('The body must be a JSON object such as {"input": {…}}.')
     return body
@@ -106,8 +120,8 @@ def parse_run(rules: ModelRules, body: Mapping[str, Any]) -> RunBody:
         size=_size(given, of_reference=bool(images)),
         count=int(given.get("num_images", 1)),
         steps=int(given.get("num_inference_steps", given.get("steps", rules.card.defaults.steps))),
-        seed=int(given["seed"]) if "seed" in given else None,
-        format=ImageFormat(given.get("output_format", ImageFormat.PNG)),
+        seed=seed_within(int(given["seed"])) if "seed" in given else None,
+        format=ImageFormat(given.get("output_format", rules.model.output_format)),
         check_safety=given.get("enable_safety_checker", True),
         sync=given.get("sync_mode", False),
         guidance=float(guidance) if guidance is not None else None,
@@ -147,6 +161,7 @@ def image_request(
         acceleration=acceleration,
         step_cache=step_cache(card, acceleration, None, run.steps, ""),
         check_safety=run.check_safety and can_check_safety,
+        hide_unsafe=run.check_safety and can_check_safety,
         output=Output(format=run.format, metadata=metadata),
     )
 
@@ -155,6 +170,12 @@ def fit_size(card: Card, width: int, height: int) -> tuple[int, int]:
     """The nearest size the model can make: scaled down as a whole if a side is too long, then rounded to 16."""
     scale = min(1.0, _limit(card, "width")[1] / width, _limit(card, "height")[1] / height)
     return _fit_side(card, "width", width * scale), _fit_side(card, "height", height * scale)
+
+
+def seed_within(seed: int) -> int:
+    """The seed as the engine takes it. Any number is one; those that are out of range stand for the one of the drawn
+    seeds' range that they are equal to, modulo its size."""
+    return seed if 0 <= seed <= MAX_SEED else seed % RANDOM_SEEDS
 
 
 def warnings_of(run: RunBody, card: Card, *, can_check_safety: bool) -> tuple[str, ...]:
@@ -169,7 +190,7 @@ def warnings_of(run: RunBody, card: Card, *, can_check_safety: bool) -> tuple[st
 
 def _beyond_schema(rules: ModelRules, body: Mapping[str, Any]) -> list[InvalidParameter]:
     """What a schema cannot say, or not as clearly."""
-    found: list[InvalidParameter] = []
+    found = bad_callback(body)
     metadata = body.get("metadata")
     if isinstance(metadata, dict) and (size := len(msgspec.json.encode(metadata))) > MAX_METADATA:
         message = f"'metadata' must have at most {MAX_METADATA} bytes as JSON; it has {size}."
@@ -184,6 +205,18 @@ def _beyond_schema(rules: ModelRules, body: Mapping[str, Any]) -> list[InvalidPa
     else:
         found.extend(_bad_schemes(sent))
     return found
+
+
+def bad_callback(body: Mapping[str, Any]) -> list[InvalidParameter]:
+    """A callback_url that nobody could call: the same look at it as when it is called."""
+    url = body.get("callback_url")
+    try:
+        if isinstance(url, str):
+            check_url(url)
+    except InputImageError as error:
+        message = f"'callback_url' cannot be used. {error.message}"
+        return [InvalidParameter(message, parameter="callback_url", problem=Problem.FORMAT)]
+    return []
 
 
 def _no_images(model: RunflowModel, name: str) -> InvalidParameter:

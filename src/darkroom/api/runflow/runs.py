@@ -17,7 +17,8 @@ from darkroom.api.files import image_url
 from darkroom.api.inputs import as_uuid
 from darkroom.api.runflow.assets import resolve_references
 from darkroom.api.runflow.callbacks import RunflowAnnouncer, owed_for_run
-from darkroom.api.runflow.options import DIALECT, RunOptions, as_options, fingerprint, named_id, options_of
+from darkroom.api.runflow.errors import Rejected
+from darkroom.api.runflow.options import DIALECT, RunOptions, as_options, fingerprint, options_of
 from darkroom.api.runflow.parse import ModelRules, RunBody, image_request, warnings_of
 from darkroom.api.runflow.render import (
     STATUS_CODE,
@@ -29,7 +30,7 @@ from darkroom.api.runflow.render import (
 )
 from darkroom.api.runflow.search import Page, Query, Selection
 from darkroom.api.services import Services
-from darkroom.errors import Conflict, InvalidParameter, NotFound, Problem
+from darkroom.errors import Conflict, InputImageError, InvalidParameter, NotFound, Problem
 from darkroom.tasks.lifecycle import Status, is_final
 from darkroom.tasks.store import TaskChanged
 from darkroom.tasks.task import Delivery, NewTask, Task
@@ -43,6 +44,21 @@ STATUS_OF = {code: status for status, code in STATUS_CODE.items()}
 
 
 async def create(
+    services: Services, owner: str, base: str, rules: ModelRules, run: RunBody, *, key: str | None = None
+) -> Task:
+    """Accept a run: its references stored, its task on disk.
+
+    key: the caller's idempotency key; after a crash in mid-call the task it left is found again. Raises Rejected,
+    Overloaded, ModelNotInstalled, Conflict (the run that was left is another one).
+    """
+    check_callback(services, run.callback_url)
+    task = await services.store.submit(await prepare(services, owner, base, rules, run, key=key))
+    if key:
+        check_same([task], [fingerprint_of(rules, run)])
+    return task
+
+
+async def prepare(
     services: Services,
     owner: str,
     base: str,
@@ -51,19 +67,29 @@ async def create(
     *,
     key: str | None = None,
     batch: tuple[str, int] | None = None,
-) -> Task:
-    """Accept a run: its references stored, its task on disk.
-
-    key: the caller's idempotency key; after a crash in mid-call the task it left is found again. batch: (id, position)
-    when the run is an item of one. Raises Rejected, Overloaded, ModelNotInstalled, Conflict (the run that was left is
-    another one).
-    """
+) -> NewTask:
+    """What a run submits, with its references stored. batch: (id, position) when the run is an item of one. Raises
+    Rejected, ModelNotInstalled."""
     await asyncio.to_thread(check_installed, services, rules)
     references = await resolve_references(services, owner, base, run.images, run.image_field)
-    task = await services.store.submit(_new_task(services, owner, base, rules, run, references, key, batch))
-    if key and options_of(task).fingerprint != fingerprint_of(rules, run):
+    return _new_task(services, owner, base, rules, run, references, key, batch)
+
+
+def check_callback(services: Services, url: str | None) -> None:
+    """Raises Rejected for an address inside the operator's network that is not to be called, said before the pictures
+    are made rather than after."""
+    try:
+        if url is not None:
+            services.fetcher.check(url)
+    except InputImageError as error:
+        message = f"'callback_url' cannot be used. {error.message}"
+        raise Rejected([InvalidParameter(message, parameter="callback_url", problem=Problem.FORMAT)]) from None
+
+
+def check_same(tasks: Sequence[Task], fingerprints: Sequence[str]) -> None:
+    """Raises Conflict when what an idempotency key left is not what is asked for now."""
+    if [options_of(task).fingerprint for task in tasks] != list(fingerprints):
         raise Conflict("This Idempotency-Key was used with another request body; use a new key.")
-    return task
 
 
 def fingerprint_of(rules: ModelRules, run: RunBody) -> str:
@@ -111,7 +137,7 @@ def _new_task(
     return NewTask(
         owner=owner,
         dialect=DIALECT,
-        external_id=item_id(*batch) if batch else str(uuid4()),
+        external_id=str(uuid4()),
         request=request,
         wire={"input": without_data(run, references, base)},
         options=as_options(options),
@@ -126,11 +152,6 @@ def acceleration(services: Services, rules: ModelRules) -> Acceleration:
     return Acceleration(named) if named else rules.card.defaults.acceleration
 
 
-def item_id(batch_id: str, index: int) -> str:
-    """The external id of one item of a batch, by which it is found again."""
-    return named_id("batch", batch_id, str(index))
-
-
 def without_data(run: RunBody, references: Sequence[Media], base: str) -> dict[str, Any]:
     """`input` as sent, but for data URIs: their bytes are stored once, the run keeps an address."""
     kept = [
@@ -140,7 +161,9 @@ def without_data(run: RunBody, references: Sequence[Media], base: str) -> dict[s
     if not kept:
         return run.input
     name = run.image_field.removeprefix("input.")
-    return run.input | {name: kept if name == "image_urls" else kept[0]}
+    unused = {"image_urls", "image_url"} - {name}  # the other name of the field, when both were given
+    given = {field: value for field, value in run.input.items() if field not in unused}
+    return given | {name: kept if name == "image_urls" else kept[0]}
 
 
 async def find(services: Services, owner: str, run_id: str) -> Task:
@@ -164,9 +187,9 @@ async def wait_for_end(services: Services, task: Task, seconds: float) -> Task:
     return await services.store.get(task.id)
 
 
-async def synchronous_record(services: Services, base: str, task: Task) -> dict[str, Any]:
-    """The answer of a sync_mode request: when it ends in time the result, else the record as it stands."""
-    task = await wait_for_end(services, task, services.settings.sync_seconds)
+async def synchronous_record(services: Services, base: str, task: Task, seconds: float) -> dict[str, Any]:
+    """The answer of a sync_mode request: the result if it is there in time, else the record as it stands."""
+    task = await wait_for_end(services, task, seconds)
     inline: dict[str, str] = {}
     if services.settings.inline_outputs and task.status is Status.SUCCEEDED:
         inline = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from darkroom.catalog.card import Card, RunflowModel
-from darkroom.types import MAX_SEED, GuidanceKind
+from darkroom.types import GuidanceKind
 
 PRESETS = {  # image_size → width, height
     "square_hd": (1024, 1024),
@@ -40,7 +40,7 @@ def needs_images(model: RunflowModel) -> bool:
 
 def input_schema(card: Card, model: RunflowModel, *, custom_size: bool = False) -> dict[str, Any]:
     """Schema of `input`. custom_size: image_size is an object with width and height instead of a preset."""
-    properties = _common(card) | (_images(card) if takes_images(model) else {})
+    properties = _common(card, model) | (_images(card) if takes_images(model) else {})
     if custom_size:
         properties["image_size"] = _custom_size(card)
     schema: dict[str, Any] = {
@@ -65,8 +65,6 @@ def envelope(input_rules: dict[str, Any]) -> dict[str, Any]:
             "callback_url": {
                 "type": "string",
                 "maxLength": MAX_URL,
-                "format": "uri",
-                "pattern": "^[hH][tT][tT][pP][sS]?://[^/?#]",
                 "description": "POSTed once when the run has ended.",
             },
             "metadata": {"type": "object", "description": "Kept with the run and sent back unchanged."},
@@ -81,7 +79,7 @@ def envelope(input_rules: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _common(card: Card) -> dict[str, Any]:
+def _common(card: Card, model: RunflowModel) -> dict[str, Any]:
     return {
         "prompt": {"type": "string", "maxLength": MAX_PROMPT, "description": "What the picture shows."},
         "image_size": {
@@ -94,9 +92,10 @@ def _common(card: Card) -> dict[str, Any]:
         "num_images": _integer(1, MAX_IMAGES, 1, "Pictures to make; picture i uses seed + i."),
         "num_inference_steps": _integer(1, MAX_STEPS, card.defaults.steps, "Denoising steps."),
         "steps": _integer(1, MAX_STEPS, None, "Another name of num_inference_steps, which wins."),
-        "seed": _integer(
-            0, MAX_SEED, None, "The same request with the same seed gives the same pictures; random if absent."
-        ),
+        "seed": {
+            "type": "integer",
+            "description": "Any. The same request with the same seed gives the same pictures; random if absent.",
+        },
         "guidance_scale": {
             "type": "number",
             "minimum": 0,
@@ -104,11 +103,16 @@ def _common(card: Card) -> dict[str, Any]:
             **({"default": GUIDANCE[card.guidance]} if card.guidance in GUIDANCE else {}),
             "description": "How closely the prompt is followed. No effect on step-distilled models.",
         },
-        "output_format": {"type": "string", "enum": list(FORMATS), "default": "png", "description": "File format."},
+        "output_format": {
+            "type": "string",
+            "enum": list(FORMATS),
+            "default": model.output_format,
+            "description": "File format.",
+        },
         "enable_safety_checker": {
             "type": "boolean",
             "default": True,
-            "description": "Look for unsafe content, if a checker is installed; else nsfw_detected stays null.",
+            "description": "Black out unsafe pictures, if a checker is installed; else nsfw_detected stays null.",
         },
         "sync_mode": {"type": "boolean", "default": False, "description": "Answer when the run has ended."},
     }

@@ -341,7 +341,7 @@ def _sort(text: str, fields: Fields) -> Order:
         name = ALIASES.get(given, given)
         if name not in fields or direction not in ("", "asc", "desc"):
             known = ", ".join(fields)
-            raise _wrong("sort_by", f"{part} is not field:asc or field:desc; the fields are {known}.", Problem.FORMAT)
+            raise _wrong("sort_by", f"{part} is not FIELD:asc or FIELD:desc with one of {known}.", Problem.FORMAT)
         order.append((name, direction == "desc"))
     if order and all(name != "id" for name, _ in order):
         order.append(("id", order[-1][1]))

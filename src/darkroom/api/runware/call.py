@@ -50,6 +50,11 @@ class Reply(Value, frozen=True, kw_only=True):
 Handler = Callable[[Call, WireTask], AsyncIterator[Reply]]
 
 
+def nothing_done(task: WireTask) -> Reply:
+    """The answer of a dry run of a utility task, once it was found to be in order: they cost nothing."""
+    return Reply(data=({**identity(task), "cost": 0.0},))
+
+
 def identity(task: WireTask) -> dict[str, Any]:
     """What the answer to a utility task begins with."""
     return {"taskType": task["taskType"], "taskUUID": task["taskUUID"]}

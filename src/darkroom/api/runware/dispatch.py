@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from darkroom.api.bodies import why_unreadable
 from darkroom.api.runware.account import account_management
 from darkroom.api.runware.call import Call, Handler, Reply, WireTask
 from darkroom.api.runware.errors import Malformed, Unsupported, wire_error
@@ -41,7 +42,7 @@ def read_tasks(body: bytes | str) -> list[object]:
     try:
         found = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise Malformed("The body is not JSON. Send an array of task objects.") from None
+        raise Malformed(f"The body {why_unreadable(body)}. Send an array of task objects as JSON.") from None
     if isinstance(found, dict):
         return [found]
     if not isinstance(found, list) or not found:

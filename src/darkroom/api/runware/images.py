@@ -11,13 +11,21 @@ import msgspec
 from darkroom.api.inputs import ADDRESS, as_uuid, forget_images, own_picture, resolve_images
 from darkroom.api.runware.call import Call, Reply, WireTask
 from darkroom.api.runware.options import DIALECT, Options, options_of
-from darkroom.api.runware.parse import Parsed, Refused, fitted_size, parse
+from darkroom.api.runware.parse import FACE_PATHS, Parsed, Refused, fitted_size, parse
 from darkroom.api.runware.render import failures, identity, item, not_uploaded
 from darkroom.api.services import Services
 from darkroom.catalog.card import Card
 from darkroom.catalog.price import cost
 from darkroom.config import EngineKind
-from darkroom.errors import Conflict, DarkroomError, FeatureNotInstalled, InputImageError, NotFound
+from darkroom.errors import (
+    Conflict,
+    DarkroomError,
+    FeatureNotInstalled,
+    InputImageError,
+    InvalidParameter,
+    NotFound,
+    Problem,
+)
 from darkroom.media.store import Media
 from darkroom.tasks.lifecycle import is_final
 from darkroom.tasks.store import ResultStored, TaskChanged
@@ -53,17 +61,21 @@ async def check_installed(call: Call, parsed: Parsed) -> None:
     if services.settings.engine is not EngineKind.FAKE:
         services.installed.locate(parsed.card)
     if request.check_safety and "safety" not in services.features:
+        name = parsed.spelled.get("safety.checkContent", "safety")
         raise FeatureNotInstalled(
-            "No safety classifier is installed on this server, so nothing can be checked: leave `safety` out, or "
-            "install one with `darkroom pull safety`.",
-            parameter="safety",
+            f"No safety classifier is installed on this server, so nothing can be checked: leave `{name}` out, or "
+            "install one with `darkroom pull safety` and start the server again.",
+            parameter=name,
         )
     if request.faces and "faces" not in services.features:
+        path = next(path for path in FACE_PATHS if path in parsed.card.parameters)
+        name = parsed.spelled.get(path, path)
         raise FeatureNotInstalled(
-            "No face detector is installed on this server: leave `ultralytics` out, or install one with "
-            "`darkroom pull faces`.",
-            parameter="ultralytics",
+            f"No face detector is installed on this server: leave `{name}` out, or install one with `darkroom pull "
+            "faces --from FILE.onnx` and start the server again.",
+            parameter=name,
         )
+    check_callable(services, parsed.options)
     for place, use in enumerate(request.adapters):
         try:
             await asyncio.to_thread(services.adapters.find, use.adapter, call.owner)
@@ -71,6 +83,17 @@ async def check_installed(call: Call, parsed: Parsed) -> None:
             raise NotFound(error.message, what="adapter", parameter=f"lora[{place}].model") from None
     if parsed.references and not call.dry_run:
         await refuse_used(services, call.owner, parsed.options.task_uuid)
+
+
+def check_callable(services: Services, options: Options) -> None:
+    """Raises InvalidParameter for an address that could not be called when the pictures are there."""
+    for name, url in (("webhookURL", options.webhook_url), ("uploadEndpoint", options.upload_url)):
+        try:
+            if url is not None:
+                services.fetcher.check(url)
+        except InputImageError as error:
+            message = f"'{name}' cannot be used. {error.message}"
+            raise InvalidParameter(message, parameter=name, problem=Problem.FORMAT, expected="string") from None
 
 
 async def refuse_used(services: Services, owner: str, task_uuid: str) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from darkroom.api.runware.call import Call, Reply, WireTask, identity
+from darkroom.api.runware.call import Call, Reply, WireTask, identity, nothing_done
 from darkroom.api.runware.fields import TEXT, Form
 from darkroom.api.runware.models import ARCHITECTURE, CATEGORIES
 from darkroom.catalog.adapters import Adapter, check_adapter_file
@@ -63,6 +63,9 @@ async def model_upload(call: Call, task: WireTask) -> AsyncIterator[Reply]:
     """validated, downloaded, optimized (checked: there is nothing to convert), stored, ready."""
     fields = FORM.read(task)
     adapter = await described(call, fields)
+    if call.dry_run:
+        yield nothing_done(task)
+        return
     told = Told(task, adapter.id)
     yield told("validated", "The request is complete.")
     with tempfile.TemporaryDirectory(prefix="upload-", dir=await asyncio.to_thread(folder_of, call)) as scratch:

@@ -17,7 +17,7 @@ from darkroom.catalog.acceleration import step_cache
 from darkroom.catalog.card import Card
 from darkroom.catalog.catalog import Catalog
 from darkroom.catalog.guidance import resolve_guidance
-from darkroom.catalog.normalise import prepare_task, read, read_or_default
+from darkroom.catalog.normalise import prepare_task, read, read_or_default, respelled
 from darkroom.errors import DarkroomError, InvalidParameter, NotFound, Problem
 from darkroom.types import (
     MAX_SEED,
@@ -62,7 +62,7 @@ class Refused(DarkroomError):
 class Parsed(Value, frozen=True, kw_only=True):
     """references: as the client gave them. sized: the client gave a size; else the first reference does.
 
-    ttl_seconds: of the files, None for the server's default.
+    ttl_seconds: of the files, None for the server's default. spelled: see `Prepared`.
     """
 
     card: Card
@@ -71,6 +71,7 @@ class Parsed(Value, frozen=True, kw_only=True):
     references: tuple[str, ...] = ()
     sized: bool = True
     ttl_seconds: int | None = None
+    spelled: dict[str, str] = {}
 
 
 def parse(task: Mapping[str, Any], catalog: Catalog, *, default_acceleration: str = "") -> Parsed:
@@ -84,9 +85,10 @@ def parse(task: Mapping[str, Any], catalog: Catalog, *, default_acceleration: st
     if violations:
         raise Refused(violations, card)
     try:
-        return _parsed(card, wire, default_acceleration)
+        parsed = _parsed(card, wire, default_acceleration)
     except InvalidParameter as error:  # a rule over several fields
-        raise Refused([error], card) from None
+        raise Refused([respelled(error, prepared.spelled)], card) from None
+    return msgspec.structs.replace(parsed, spelled=prepared.spelled)
 
 
 def model_card(task: Mapping[str, Any], catalog: Catalog) -> Card:

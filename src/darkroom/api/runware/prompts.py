@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 
-from darkroom.api.runware.call import Call, Reply, WireTask, identity
+from darkroom.api.runware.call import Call, Reply, WireTask, identity, nothing_done
 from darkroom.api.runware.fields import Form
 from darkroom.catalog.card import Card
 from darkroom.config import EngineKind
@@ -39,6 +39,9 @@ async def prompt_enhance(call: Call, task: WireTask) -> AsyncIterator[Reply]:
     card = call.services.catalog.resolve(fields.get("model", DEFAULT_MODEL))
     if call.services.settings.engine is not EngineKind.FAKE:
         call.services.installed.locate(card)
+    if call.dry_run:
+        yield nothing_done(task)
+        return
     words = fields.get("promptMaxLength", MAX_WORDS)
     items = []
     for place in range(fields.get("promptVersions", 1)):

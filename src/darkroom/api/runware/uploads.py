@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from darkroom.api.files import image_url
 from darkroom.api.inputs import UPLOAD_SECONDS, as_uuid, read_image, resolve_image
-from darkroom.api.runware.call import Call, Reply, WireTask, identity
+from darkroom.api.runware.call import Call, Reply, WireTask, identity, nothing_done
 from darkroom.api.runware.fields import Form
 from darkroom.errors import InvalidParameter, NotFound, Problem
 from darkroom.media.images import encode, shrink
@@ -26,6 +26,9 @@ STORAGE_FORM = Form(
 async def image_upload(call: Call, task: WireTask) -> AsyncIterator[Reply]:
     """imageUUID and imageURL of the stored image."""
     fields = UPLOAD_FORM.read(task)
+    if call.dry_run:
+        yield nothing_done(task)
+        return
     media = await stored(call, fields["image"], "image", MAX_SIDE)
     yield Reply(data=({**identity(task), "imageUUID": media.id, "imageURL": image_url(call.base, media.name)},))
 
@@ -36,6 +39,9 @@ async def media_storage(call: Call, task: WireTask) -> AsyncIterator[Reply]:
     named = next((name for name in ("media", "mediaUUID") if name in fields), None)
     if named is None:
         raise InvalidParameter("'media' is required.", parameter="media", problem=Problem.MISSING, expected="string")
+    if call.dry_run:
+        yield nothing_done(task)
+        return
     head = {**identity(task), "operation": fields["operation"]}
     if fields["operation"] == "delete":
         media_id = await delete(call, fields[named], named)

@@ -28,6 +28,7 @@ from darkroom.api.runware.call import Call, Reply
 from darkroom.api.runware.dispatch import AUTHENTICATION, PING, answer, read_tasks
 from darkroom.api.runware.errors import WireError, wire_error
 from darkroom.api.runware.images import results
+from darkroom.api.runware.options import IMAGE_INFERENCE
 from darkroom.api.runware.progress import ProgressBoard
 from darkroom.api.services import Services
 from darkroom.errors import DarkroomError, NotFound, Unauthorized
@@ -54,6 +55,7 @@ class Session:
         self.kept: deque[tuple[float, bytes]] = deque()
         self.running: set[asyncio.Task[None]] = set()
         self.pushes: dict[str, asyncio.Task[None]] = {}  # by task, what sends its results as they come
+        self.streams: dict[asyncio.Task[None], str] = {}  # taskUUIDs whose results are sent as they come anyway
 
     async def send(self, message: Message) -> None:
         """Deliver, or keep for a client that is away."""
@@ -76,16 +78,23 @@ class Session:
 
     def start(self, call: Call, task: object) -> None:
         """Answer one task beside all others."""
-        self._spawn(self._answer(call, task))
+        spawned = self._spawn(self._answer(call, task))
+        if isinstance(task, dict) and task.get("taskType") == IMAGE_INFERENCE:
+            self.streams[spawned] = str(task.get("taskUUID")).lower()
 
     async def _answer(self, call: Call, task: object) -> None:
         async for reply in answer(call, task):
             if reply.unfinished and reply.errors and (push := self.pushes.pop(reply.unfinished, None)):
                 push.cancel()  # data after errors of one taskUUID ends the process of a client; the next poll has all
             await self._tell(reply)
-            if reply.unfinished and not reply.errors and reply.unfinished not in self.pushes:
+            if reply.unfinished and not reply.errors and not self._is_sent(reply):
                 done = frozenset(place for place, item in enumerate(reply.data) if item.get("status") == "success")
                 self.pushes[reply.unfinished] = self._spawn(self._push(call, reply.unfinished, done))
+
+    def _is_sent(self, reply: Reply) -> bool:
+        """Whether what a poll had to call "processing" is on its way already."""
+        polled = {str(item["taskUUID"]).lower() for item in reply.data}
+        return reply.unfinished in self.pushes or not polled.isdisjoint(self.streams.values())
 
     async def _push(self, call: Call, task_id: str, delivered: frozenset[int]) -> None:
         """Send what a poll had to call "processing", each once, as soon as it is there."""
@@ -117,6 +126,7 @@ class Session:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self.running.discard(task)
+        self.streams.pop(task, None)
         if not task.cancelled() and (error := task.exception()):
             log.error("socket_task_failed", exc_info=error)
 
@@ -238,6 +248,10 @@ class Sessions:
         try:
             owner = await check_key(self.services, key)
         except Unauthorized as error:
+            if error.missing:
+                error = Unauthorized(
+                    "An API key is needed: send it as `apiKey` of the authentication task.", missing=True
+                )
             wire = wire_error(error, task={"taskType": AUTHENTICATION}, base=base)
             # One official client looks for `errors`, another for `error`; this message carries both.
             await connection.send(msgspec.json.encode({"errors": [wire.body], "error": wire.body}))
