@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -186,6 +187,27 @@ async def test_the_models_engine_killed_in_mid_step_makes_the_same_picture_again
         again = pictures(await events_of(pool, wanted))
         assert again == pictures(await events_of(pool, wanted))
         assert len(again[0]) == 64 * 64 * 3
+
+
+async def test_an_engine_that_cannot_be_started_again_now_is_later(
+    child: ChildPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refused = asyncio.create_subprocess_exec, []
+
+    async def once_refused(*arguments: Any, **options: Any) -> Any:
+        if not refused:
+            refused.append(True)
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", once_refused)
+    os.kill(pid_of(child), signal.SIGKILL)
+
+    async def down() -> bool:
+        return bool(refused)
+
+    await eventually(down)
+    assert len(pictures(await asyncio.wait_for(events_of(child, job()), 20))) == 1
 
 
 async def test_a_job_given_while_the_engine_restarts_waits_for_it(child: ChildPool) -> None:

@@ -22,6 +22,7 @@ import websockets
 from darkroom.assembly import is_loopback
 from darkroom.config import EngineKind, Settings
 from darkroom.errors import ConfigurationError
+from darkroom.media import fetch
 from darkroom.tasks.database import Database
 from darkroom.tasks.lifecycle import Status
 from darkroom.wiring import Server, bind, build, first_of, run
@@ -58,6 +59,35 @@ async def test_a_task_goes_in_and_its_picture_comes_out(tmp_path: Path) -> None:
         assert picture.headers["content-type"] == "image/jpeg"
         assert picture.content.startswith(b"\xff\xd8\xff")
         assert (await http.get("/ready")).json()["status"] == "ok"
+
+
+async def test_slow_pictures_of_one_caller_do_not_keep_back_what_is_owed_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "CONNECTIONS", 2)
+    heard, over = asyncio.Event(), asyncio.Event()
+
+    async def neighbour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (await reader.readuntil(b"\r\n")).startswith(b"POST"):
+            heard.set()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await over.wait()  # a picture never comes
+        writer.close()
+
+    listening = await asyncio.start_server(neighbour, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    async with build(settings(tmp_path, allow_private_urls=True)) as server, client(server) as http:
+        upload = {"taskType": "imageUpload", "image": f"{url}/a.png"}
+        slow = [
+            asyncio.create_task(http.post("/v1", json=[{**upload, "taskUUID": str(uuid.uuid4())}])) for _ in range(3)
+        ]
+        await asyncio.sleep(0.2)
+        await http.post("/v1", json=[task(webhookURL=f"{url}/hook")])
+        await asyncio.wait_for(heard.wait(), 10)
+        assert not any(each.done() for each in slow)
+        over.set()
+        await asyncio.gather(*slow)
+    listening.close()
 
 
 async def test_a_picture_takes_three_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

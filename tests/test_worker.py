@@ -356,6 +356,17 @@ async def test_stop_hands_back_what_does_not_finish_in_time(works: Fixture) -> N
     await eventually(lambda: _engine_empty(works))
 
 
+async def test_a_task_that_is_claimed_while_the_worker_stops_goes_back_to_the_queue(made: Fixture) -> None:
+    store = SlowStore(made.store)
+    worker = made.another(made.pool, store=store)
+    made.start(worker)
+    task_id = await made.submit(prompt="slowly [slow 20]", steps=1000)
+    await store.claimed.wait()
+    await worker.stop(0.05)
+    task = await made.store.get(task_id)
+    assert (task.status, task.attempts) == (Status.QUEUED, 0)
+
+
 async def test_a_result_that_cannot_be_stored_fails_alone(made: Fixture) -> None:
     worker = made.another(made.pool, media=FullDisk(made.media, fails=1))
     made.start(worker)
@@ -448,6 +459,21 @@ class FullDisk(Through):
             self.fails -= 1
             raise StorageError("The picture could not be stored.")
         return await self._inner.place(*arguments, **named)
+
+
+class SlowStore(Through):
+    """Takes its time to answer a claim."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.claimed = asyncio.Event()
+
+    async def claim(self, worker: str, lease_seconds: float) -> Claim | None:
+        found: Claim | None = await self._inner.claim(worker, lease_seconds)
+        if found:
+            self.claimed.set()
+            await asyncio.sleep(0.1)
+        return found
 
 
 class ShyStore(Through):

@@ -68,6 +68,9 @@ async def assemble(settings: Settings, pool: EnginePool, parts: contextlib.Async
         allow_private=settings.allow_private_urls, seconds=settings.fetch_seconds, max_bytes=settings.fetch_bytes
     )
     parts.push_async_callback(fetcher.close)
+    # Connections of its own: callers' slow pictures must not keep other callers' deliveries waiting.
+    deliverer = Fetcher(allow_private=settings.allow_private_urls)
+    parts.push_async_callback(deliverer.close)
     announce = announcers()
     store.announce_lost = lost_announcer(announce)
     secrets = CallbackSecrets(store.documents, settings.callback_secret)
@@ -75,7 +78,7 @@ async def assemble(settings: Settings, pool: EnginePool, parts: contextlib.Async
     outbox = Outbox(
         store,
         media,
-        fetcher,
+        deliverer,
         settings,
         callback_secrets=secrets,
         given_up={"runware": RunwareAnnouncer().on_given_up},

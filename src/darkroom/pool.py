@@ -318,7 +318,10 @@ class ProcessSeat(Seat):
         self.pid: int | None = None
 
     async def _serve(self) -> str:
-        process = await EngineProcess.start(self._spec, self.line.take)
+        try:
+            process = await EngineProcess.start(self._spec, self.line.take)
+        except OSError as error:  # too many processes or files, or too little memory: later there may be room
+            return f"it could not be started: {error.strerror or error}"
         self.pid = process.pid
         self.line.open(process.call)
         return await process.wait()

@@ -50,6 +50,7 @@ from darkroom.types import (
 
 POLL_SECONDS: Final = 1.0  # for tasks that came in through other servers, and for leases that ran out
 RENEW_SECONDS: Final = 2.0  # a renewal also tells that another server cancelled the task
+LAST_CLAIM_SECONDS: Final = 2.0  # how long a stop waits for a claim that is under way
 RETRY_SECONDS: Final = 1.0  # before the database is asked again after it did not answer
 INTERNAL: Final = Fault(code="internal", message="Something went wrong inside the server; its log tells what.")
 
@@ -108,21 +109,32 @@ class Worker:
         self._at_work: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._claims_no_more = asyncio.Event()
+        self._claims_no_more.set()
+        self._stopped = False
 
     async def run(self) -> None:
         """Claim and work until stop(). Raises only what is a bug."""
-        while not self._stopping.is_set():
-            if len(self._at_work) >= self.settings.concurrent_tasks:
-                self._room.clear()
-                await self._unless_stopping(self._room.wait())
-            elif claim := await self._claim():
-                await self._begin(claim)
-            else:
-                await self._unless_stopping(self.store.wait_for_work(POLL_SECONDS))
+        self._claims_no_more.clear()
+        try:
+            while not self._stopping.is_set():
+                if len(self._at_work) >= self.settings.concurrent_tasks:
+                    self._room.clear()
+                    await self._unless_stopping(self._room.wait())
+                elif claim := await self._claim():
+                    await (self._begin(claim) if not self._stopped else self.hand_back(claim))
+                else:
+                    await self._unless_stopping(self.store.wait_for_work(POLL_SECONDS))
+        finally:
+            self._claims_no_more.set()
 
     async def stop(self, grace_seconds: float) -> None:
         """Claim no more; finish what runs, and hand back to the queue what is not done by then."""
         self._stopping.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_CLAIM_SECONDS):
+                await self._claims_no_more.wait()  # what is claimed meanwhile is stopped below like the rest
+        self._stopped = True
         if self._at_work:
             await asyncio.wait(self._at_work.values(), timeout=grace_seconds)
         for work in list(self._at_work.values()):
@@ -146,6 +158,11 @@ class Worker:
         work = asyncio.create_task(Assignment(self, claim).run(), name=f"task {task_id}")
         self._at_work[task_id] = work
         work.add_done_callback(lambda done: self._done(task_id, done))
+
+    async def hand_back(self, claim: Claim) -> None:
+        """To the queue, without counting the attempt."""
+        with contextlib.suppress(LeaseLost, StorageError):
+            await self.store.release(claim)
 
     def _done(self, task_id: str, work: asyncio.Task[None]) -> None:
         if self._at_work.get(task_id) is work:
@@ -190,8 +207,7 @@ class Assignment:
             log.error("task %s is left until its lease runs out: %s", self.task.id, error.message)
         except asyncio.CancelledError:
             await self._abandon()
-            with contextlib.suppress(LeaseLost, StorageError):
-                await self.worker.store.release(self.claim)
+            await self.worker.hand_back(self.claim)
             raise
         finally:
             lease.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -43,6 +44,34 @@ def test_an_added_adapter_is_found_in_any_case_by_its_owner_only(adapters: Adapt
 def test_a_file_dropped_into_the_folder_belongs_to_everybody(adapters: Adapters) -> None:
     write_safetensors(adapters.folder / "pencil.safetensors", ["a.lora_down.weight"])
     assert adapters.find("pencil", "bob").id == "pencil"
+
+
+def test_a_crash_makes_nobodys_adapter_everybodys(
+    adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    source = write_safetensors(tmp_path / "new", ["blocks.0.lora_A.weight"])
+    ink = Adapter(id="acme:1@2", name="Ink", stem="", owner="anna")
+    real = os.replace
+    for moves in range(2):
+        left = [real] * moves
+        monkeypatch.setattr(os, "replace", lambda *files, left=left: (left.pop() if left else killed)(*files))
+        with pytest.raises(Killed):
+            adapters.add(ink, source)
+        assert adapters.all("bob") == adapters.all("anna") == ()
+    monkeypatch.setattr(os, "replace", real)
+    kept = adapters.add(ink, source)
+    unlink = Path.unlink
+    calls = [unlink]
+    monkeypatch.setattr(Path, "unlink", lambda *a, **k: (calls.pop() if calls else killed)(*a, **k))
+    with pytest.raises(Killed):
+        adapters.remove(kept)
+    assert adapters.all("bob") == ()
 
 
 def test_an_id_is_taken_once(adapters: Adapters, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from darkroom.engine.runner import Runner
 from darkroom.engine.scheduler import StepScheduler
+from darkroom.errors import WeightsError
 from darkroom.types import (
     MAX_SEED,
     AdapterFile,
@@ -33,7 +34,7 @@ from darkroom.types import (
     StepCacheKind,
 )
 from tests import tiny
-from tests.engine.conftest import FreeCompany, image, job, make_engine, picture, pictures, run
+from tests.engine.conftest import CARDS, FreeCompany, image, job, make_engine, picture, pictures, run
 from tests.engine.lora_files import Example
 
 
@@ -288,6 +289,18 @@ def test_a_budget_for_one_card_makes_cards_take_turns() -> None:
     assert {task: made.pixels for (task, _), made in pictures(events).items()} == alone
     assert sum(engine._shelf.loaded().values()) <= budget
     assert engine.status().counters["loads"] > 5, "everything fitted: the test shows nothing"
+
+
+def test_a_card_that_cannot_be_warmed_is_held_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+
+    def broken(models: object) -> None:
+        raise WeightsError("The tokenizer cannot be read.")
+
+    monkeypatch.setattr(engine._shelf, "tokenizer", broken)
+    with pytest.raises(WeightsError):
+        engine.warm(CARDS["base"])
+    assert engine._shelf.users() == 0
 
 
 def test_shared_parts_are_loaded_once() -> None:

@@ -186,6 +186,18 @@ def test_alphas_in_the_header_of_diffusers_files(
     assert torch.equal(run(network, given, (path, 1.0)), run(network, given, (plain, factor)))
 
 
+@pytest.mark.parametrize("value", ["x", [1], {"a": "b"}, None, True, {".": [1]}])
+@pytest.mark.parametrize("field", ["alpha_pattern", "rank_pattern", "lora_alpha", "r"])
+def test_a_header_that_holds_nonsense_scales_nothing(
+    network: Any, given: ModelInputs, tmp_path: Path, field: str, value: object
+) -> None:
+    state = Example(network, layers=LAYERS[6:7]).diffusers()
+    header = {f"transformer.{field}": value}
+    path = write(tmp_path / "a.safetensors", state, {"lora_adapter_metadata": json.dumps(header)})
+    plain = write(tmp_path / "b.safetensors", state)
+    assert torch.equal(run(network, given, (path, 1.0)), run(network, given, (plain, 1.0)))
+
+
 def kronecker(network: Any, names: list[str], seed: int) -> tuple[Tensor, Tensor]:
     """Factors of a change to one layer, or to several stacked ones."""
     weights = [network.get_submodule(name).weight for name in names]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -111,6 +114,25 @@ def test_a_job_can_be_cancelled_while_its_faces_are_out(detector: Path) -> None:
     assert [type(event) for event in told] == [Ended]
     assert engine.idle
     assert pictures(run(engine, job()))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), RuntimeError("can't allocate memory")])
+@pytest.mark.parametrize("rows", [8, 1])
+def test_faces_that_fail_fail_their_picture_once_and_no_other(detector: Path, error: Exception, rows: int) -> None:
+    engine = make_engine(faces=str(detector), max_rows=rows)
+    real = engine._runner.velocities
+
+    def velocities(transformer: Any, batch: Sequence[Any]) -> Any:
+        if any(row.patch and row.task == "job" and row.result == 1 for row in batch):
+            raise error
+        return real(transformer, batch)
+
+    engine._runner.velocities = velocities  # type: ignore[method-assign]
+    events = run(engine, job(faces=SETTINGS, count=3), job(name="innocent"))
+    assert set(pictures(events)) == {("job", 0), ("job", 2), ("innocent", 0)}
+    assert [(e.task, e.result) for e in events if isinstance(e, Failure)] == [("job", 1)]
+    assert engine.idle
+    assert not engine._scheduler.running
 
 
 def test_without_a_detector_the_job_says_what_to_install() -> None:

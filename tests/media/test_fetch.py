@@ -195,6 +195,7 @@ async def test_a_proxy_of_the_environment_is_not_used(web: Web, make: Any, monke
         "http:///x",
         "http://example.com:99999/",
         "http://[::1/",
+        "http://xn--/hook",
         "http://example.com/" + "x" * 9000,
         "",
         "\0",
@@ -219,6 +220,15 @@ async def test_redirects_are_followed_and_checked_hop_by_hop(web: Web, make: Any
     assert await calls.fetcher.get(web.url("/one")) == b"data"
     assert list(dict.fromkeys(calls.network.dialled)) == [PUBLIC, PUBLIC6]
     assert all("cookie" not in request.headers for request in web.received)
+
+
+async def test_a_redirect_to_no_address_is_explained(web: Web, make: Any) -> None:
+    web.answers["/"] = http(302, Location="http://xn--/")
+    calls = make()
+    with pytest.raises(InputImageError):
+        await calls.fetcher.get(web.url("/"))
+    reply = await calls.fetcher.post(web.url("/"), b"{}", {})
+    assert (reply.status, reply.error) == (None, "it does not answer in HTTP.")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import obstore
 import pytest
-from obstore.store import MemoryStore
+from obstore.store import MemoryStore, S3Store
 
 from darkroom.errors import ConfigurationError, Conflict, NotFound, StorageError
 from darkroom.media.store import MediaKind, MediaStore
@@ -272,6 +272,15 @@ async def test_a_place_that_cannot_be_used_is_explained(tmp_path: Path, table: A
         await MediaStore.open(tmp_path / "file" / "media", table)
     with pytest.raises(ConfigurationError, match="DARKROOM_MEDIA_URL"):
         await MediaStore.open("nonsense://bucket", table)
+
+
+async def test_a_bucket_that_refuses_is_a_storage_error(table: Any, clock: Clock) -> None:
+    nobody = S3Store("bucket", endpoint="http://127.0.0.1:9", region="x", client_options={"allow_http": True},
+                     access_key_id="a", secret_access_key="b", retry_config={"max_retries": 0})  # fmt: skip
+    media = MediaStore(nobody, table, clock=clock)
+    for asking in (media.sweep(grace_seconds=0), media.ready()):
+        with pytest.raises(StorageError, match="does not answer"):
+            await asking
 
 
 async def test_ready_answers(media: MediaStore) -> None:

@@ -98,6 +98,39 @@ async def test_a_database_that_does_not_answer_is_a_storage_error(tmp_path: Path
         await Database.open(f"sqlite:///{broken}")
 
 
+class Failing:
+    """A backend whose every transaction ends like this."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def read(self, work: Any) -> Any:
+        raise self.error
+
+    async def write(self, work: Any, durable: bool) -> Any:
+        raise self.error
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["DBAPIError", "InternalError", "OperationalError", "InterfaceError"])
+async def test_whatever_a_driver_says_of_the_database_is_a_storage_error(name: str) -> None:
+    """asyncpg tells of a restart, of too many clients and of deadlocks in classes that become these."""
+    error = getattr(sa.exc, name)("SELECT 1", {}, RuntimeError("terminating connection"))
+    database = Database(Failing(error))
+    for work in (database.read(lambda connection: None), database.write(lambda connection: None)):
+        with pytest.raises(StorageError):
+            await work
+
+
+@pytest.mark.parametrize("kind", [sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.DataError])
+async def test_what_a_statement_got_wrong_stays_a_bug(kind: type[sa.exc.DBAPIError]) -> None:
+    database = Database(Failing(kind("SELECT", {}, RuntimeError("syntax error"))))
+    with pytest.raises(kind):
+        await database.read(lambda connection: None)
+
+
 async def test_a_caller_that_hangs_up_does_not_tear_a_transaction(url: str) -> None:
     store = await SqlTaskStore.open(url)
     for delay in (0.0, 0.0005, 0.001, 0.002, 0.004):

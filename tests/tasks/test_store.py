@@ -730,6 +730,26 @@ async def test_a_task_is_remembered_as_long_as_its_files(store: Any, clock: Cloc
     assert await store.expire(clock() - timedelta(seconds=60), 10) == 1
 
 
+async def test_a_task_is_remembered_while_something_is_owed_of_it(store: Any, clock: Clock) -> None:
+    task = await store.submit(new_task())
+    await store.cancel(task.id, [webhook()])
+    (delivery,) = await store.due(clock(), 10, 30)
+    clock.advance(7200)
+    assert await store.expire(clock() - timedelta(seconds=60), 10) == 0
+    await store.record_attempt(delivery.id, tried(clock), state="failed", next_at=None)
+    assert await store.expire(clock() - timedelta(seconds=60), 10) == 1
+
+
+async def test_a_last_result_of_a_task_that_is_forgotten_is_late(store: Any, clock: Clock) -> None:
+    await store.submit(new_task())
+    claim = await claimed(store)
+    await store.cancel(claim.task.id)
+    clock.advance(7200)
+    assert await store.expire(clock(), 10) == 1
+    with pytest.raises((LeaseLost, NotFound)):
+        await store.finish(claim, Status.SUCCEEDED, last=LastResult(result=result()))
+
+
 async def test_expire_takes_the_oldest_first_and_at_most_limit(store: Any, clock: Clock) -> None:
     tasks = [await store.submit(new_task()) for _ in range(3)]
     for task in tasks:

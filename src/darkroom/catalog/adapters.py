@@ -80,7 +80,8 @@ class Adapters:
         return (folder / f"{adapter.stem}.safetensors").absolute()
 
     def add(self, adapter: Adapter, source: Path) -> Adapter:
-        """Check and move a finished file into the folder, then record it; a crash in between leaves it unnamed.
+        """Check a finished file, record whose it is, then move it into the folder: a file without a record would be
+        everybody's, so a crash in between leaves a record of nothing.
 
         Raises Conflict when the id is taken, WeightsError when the file is no adapter.
         """
@@ -93,16 +94,16 @@ class Adapters:
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / f"{kept.stem}.json.part"
         record.write_bytes(msgspec.json.encode(kept))
-        os.replace(source, self.path(kept))
         os.replace(record, self.folder / f"{kept.stem}.json")
+        os.replace(source, self.path(kept))
         return kept
 
     def remove(self, adapter: Adapter) -> None:
         """Forget it and delete its file. Raises Conflict for one that belongs to the package."""
         if adapter.shipped:
             raise Conflict(f"The adapter '{adapter.id}' belongs to the embedded model; it cannot be removed.")
-        (self.folder / f"{adapter.stem}.json").unlink(missing_ok=True)
         self.path(adapter).unlink(missing_ok=True)
+        (self.folder / f"{adapter.stem}.json").unlink(missing_ok=True)
 
     def _read(self) -> Iterator[Adapter]:
         yield from map(_record, sorted(self.folder.glob("*.safetensors")))

@@ -117,9 +117,11 @@ class Engine:
         except NoRoom:
             log.info("%s is not loaded ahead: the cards at work leave no room", card_id)
             return
-        self._shelf.tokenizer(models)
-        self._stock.prepare_tuning(models)
-        self._shelf.release(models)
+        try:
+            self._shelf.tokenizer(models)
+            self._stock.prepare_tuning(models)
+        finally:
+            self._shelf.release(models)
 
     def use_idle_time(self) -> bool:
         """One piece of what makes later pictures faster (tuning.py); False when there is none. Only while idle."""
@@ -224,7 +226,11 @@ class Engine:
         return bool(batch)
 
     def _denoise(self, batch: Sequence[Row]) -> None:
-        """One step of these rows; when it fails, of parts of them, down to the row that fails alone."""
+        """One step of these rows; when it fails, of parts of them, down to the row that fails alone. One that has left
+        meanwhile, because a row of the same picture failed, is passed over."""
+        batch = [row for row in batch if row in self._scheduler.running]
+        if not batch:
+            return
         began = time.perf_counter()
         try:
             transformer = self._shelf.part(batch[0].models.transformer)
@@ -244,7 +250,8 @@ class Engine:
         self._counters["forwards"] += 1
         self._counters["row_steps"] += len(batch)
         for row, velocity in zip(batch, velocities, strict=True):
-            self._attempt_row(row, partial(self._advance, velocity=velocity))
+            if row in self._scheduler.running:
+                self._attempt_row(row, partial(self._advance, velocity=velocity))
         if any(row.run.done for row in batch):
             wait_for(self.device)
         seconds = time.perf_counter() - began
@@ -317,11 +324,13 @@ class Engine:
 
     def _fail_row(self, row: Row, error: BaseException) -> None:
         self._free_memory(error)
+        job = self._jobs.get(row.task)
+        if job is None or row.result not in job.open:  # another face of the picture failed before, and with it all
+            return
         self._counters["failures"] += 1
         self._telling.failure(row.task, row.result, error)
-        if row in self._scheduler.running:
-            self._scheduler.leave(row)
-        self._close(self._jobs[row.task], row.result)
+        self._drop([other for other in job.rows if other.result == row.result])
+        self._close(job, row.result)
 
     def _free_memory(self, error: BaseException) -> None:
         if isinstance(error, torch.OutOfMemoryError) and self.device.type == "cuda":
@@ -333,6 +342,15 @@ class Engine:
         if not job.open:
             self._end(job)
 
+    def _drop(self, rows: Sequence[Row]) -> None:
+        """Rows that nothing more is done for, faces of them that wait included."""
+        self._to_retouch = deque(waiting for waiting in self._to_retouch if waiting[0] not in rows)
+        for row in rows:
+            if row in self._scheduler.running:
+                self._scheduler.leave(row)
+            if row in self._to_decode:
+                self._to_decode.remove(row)
+
     def _end(self, job: ActiveJob, *, cancelled: bool = False) -> None:
         del self._jobs[job.job.id]
         for queue in (self._waiting, self._ready):
@@ -340,12 +358,7 @@ class Engine:
                 queue.remove(job)
         if self._preparing is not None and self._preparing[0] is job:
             self._preparing = None
-        self._to_retouch = deque(waiting for waiting in self._to_retouch if waiting[0].task != job.job.id)
-        for row in job.rows:
-            if row in self._scheduler.running:
-                self._scheduler.leave(row)
-            if row in self._to_decode:
-                self._to_decode.remove(row)
+        self._drop(job.rows)
         if job.kv_key is not None:
             self._bank.release(job.kv_key)
         if job.models is not None:

@@ -249,23 +249,28 @@ def _factor(state: Mapping[str, Tensor], name: str) -> Tensor | None:
 def _scaled(deltas: dict[str, Delta], metadata: Mapping[str, Any]) -> dict[str, Delta]:
     """With the alphas of the file's header, as PEFT applies them: alpha / rank, or alpha / sqrt(rank)."""
 
-    def of(module: str, default: str, patterns: str) -> Any:
+    def of(module: str, default: str, patterns: str) -> float | None:
         # Patterns are compared as names, not as the regular expressions PEFT takes them for: they come with the file.
-        for pattern, value in (metadata.get(patterns) or {}).items():
+        named = metadata.get(patterns)
+        for pattern, value in named.items() if isinstance(named, dict) else ():
             if f".{module}".endswith(f".{pattern.removeprefix('^')}"):
-                return value
-        return metadata.get(default)
+                return _number(value)
+        return _number(metadata.get(default))
 
     scaled: dict[str, Delta] = {}
     for module, delta in deltas.items():
-        if isinstance(delta, LowRank):
-            alpha, rank = of(module, "lora_alpha", "alpha_pattern"), delta.down.shape[0]
-        else:
-            alpha, rank = of(module, "alpha", "alpha_pattern"), of(module, "r", "rank_pattern")
-        if alpha is not None and rank is not None:
+        low = isinstance(delta, LowRank)
+        alpha = of(module, "lora_alpha" if low else "alpha", "alpha_pattern")
+        rank = delta.down.shape[0] if isinstance(delta, LowRank) else of(module, "r", "rank_pattern")
+        if alpha is not None and rank:
             delta = delta._replace(scale=alpha / (math.sqrt(rank) if metadata.get("use_rslora") else rank))
         scaled[module] = delta
     return scaled
+
+
+def _number(value: object) -> float | None:
+    """A number of a header, which may hold anything; None for what is none."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
 def _own(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

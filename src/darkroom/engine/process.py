@@ -7,6 +7,7 @@ that no picture passes through the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import re
@@ -58,10 +59,11 @@ class EngineProcess:
 
     @classmethod
     async def start(cls, spec: EngineSpec, take: Callable[[AnyMessage], None]) -> EngineProcess:
-        """Start the process and hand it the spec. It is ready when it says so."""
+        """Start the process and hand it the spec. It is ready when it says so. Raises OSError."""
         ours, theirs = pair()
         root = str(Path(darkroom.__path__[0]).parent)
-        with theirs:
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.enter_context(ours)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-c", CHILD, root, str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
@@ -69,6 +71,7 @@ class EngineProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
+            unless_started.pop_all()
         started = cls(process, ours, take)
         started.call(Start(spec=spec))
         return started

@@ -119,7 +119,10 @@ class Fetcher:
         """
         async with self._following(url, seconds) as response:
             _check_length(response, max_bytes)
-            file = await asyncio.to_thread(path.open, "wb")
+            try:
+                file = await asyncio.to_thread(path.open, "wb")
+            except OSError as error:
+                raise _not_stored() from error
             try:
                 return await _pour(response, file, max_bytes)
             finally:
@@ -186,7 +189,10 @@ class Fetcher:
     async def _call(self, method: str, url: httpx.URL, **content: Any) -> httpx.Response:
         client = self._client or await self._open()
         request = client.build_request(method, url, **content)
-        return await client.send(request, stream=True, follow_redirects=False)
+        try:
+            return await client.send(request, stream=True, follow_redirects=False)
+        except ValueError as error:  # httpx reads the host of a Location, followed or not, and some cannot be decoded
+            raise httpx.RemoteProtocolError("The answer's Location is no address.") from error
 
     async def _open(self) -> httpx.AsyncClient:
         """On first use and in a thread: loading the certificate authorities takes up to 200 ms."""
@@ -206,10 +212,10 @@ def check_url(url: str) -> httpx.URL:
     """Raises InputImageError for what is no http(s) URL."""
     try:
         parsed = httpx.URL(url)
+        named = parsed.scheme in ("http", "https") and bool(parsed.host)  # reading the host decodes it, which may fail
     except (httpx.InvalidURL, ValueError, TypeError):
-        parsed = httpx.URL()
-    port = parsed.port or 0
-    if parsed.scheme not in ("http", "https") or not parsed.host or port > 65535 or len(url) > URL_CHARACTERS:
+        parsed, named = httpx.URL(), False
+    if not named or (parsed.port or 0) > 65535 or len(url) > URL_CHARACTERS:
         raise InputImageError("The URL is not one that can be called; it must be http:// or https:// with a host.")
     return parsed
 
@@ -334,8 +340,12 @@ async def _pour(response: httpx.Response, file: BinaryIO, limit: int) -> int:
         try:
             await asyncio.to_thread(file.write, chunk)
         except OSError as error:
-            raise StorageError("The file could not be stored; the server's disk may be full.") from error
+            raise _not_stored() from error
     return length
+
+
+def _not_stored() -> StorageError:
+    return StorageError("The file could not be stored; the server's disk may be full.")
 
 
 async def _beginning(response: httpx.Response, limit: int) -> bytes:

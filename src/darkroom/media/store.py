@@ -224,11 +224,14 @@ class MediaStore:
 
         Files younger than grace_seconds are left alone: their record may be about to be written.
         """
-        files = await asyncio.to_thread(_remove_staged, self._folder, grace_seconds) if self._folder else 0
-        records = 0
-        for digit in DIGITS:
-            removed = await self._sweep_part(digit, grace_seconds)
-            files, records = files + removed[0], records + removed[1]
+        try:
+            files = await asyncio.to_thread(_remove_staged, self._folder, grace_seconds) if self._folder else 0
+            records = 0
+            for digit in DIGITS:
+                removed = await self._sweep_part(digit, grace_seconds)
+                files, records = files + removed[0], records + removed[1]
+        except (BaseError, OSError) as error:
+            raise StorageError("The store of pictures does not answer; the next sweep tries again.") from error
         return files, records
 
     async def ready(self) -> None:

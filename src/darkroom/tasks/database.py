@@ -156,16 +156,17 @@ def insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sq
     return INSERT[connection.dialect.name](table)
 
 
+# What a statement of ours got wrong. Whatever else a driver raises (a restart, too many clients, a deadlock, a database
+# that has become read-only) comes in classes that differ from driver to driver, and passes.
+OURS: Final = (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.DataError)
+
+
 async def _translated(work: Awaitable[T]) -> T:
     try:
         return await work
-    except (
-        sa.exc.OperationalError,
-        sa.exc.InterfaceError,
-        sa.exc.TimeoutError,
-        sqlite3.OperationalError,
-        OSError,
-    ) as error:
+    except OURS:
+        raise
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError, sqlite3.OperationalError, OSError) as error:
         raise StorageError("The database does not answer; try again in a moment.") from error
 
 

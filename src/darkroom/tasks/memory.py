@@ -266,7 +266,11 @@ class MemoryTaskStore:
     async def expire(self, before: datetime, limit: int) -> int:
         now = self._clock()
         ends = {entry.task.id: entry.task.finished_at for entry in self._entries.values()}
-        over = [(end, name) for name, end in ends.items() if end and end < before and end + self._ttl(name) < now]
+        over = [
+            (end, name)
+            for name, end in ends.items()
+            if end and end < before and end + self._ttl(name) < now and not _pending(self._entries[name])
+        ]
         old = [self._entries[name].task for _, name in sorted(over)[:limit]]
         for task in old:
             del self._entries[task.id]

@@ -238,6 +238,8 @@ class SqlTaskStore:
 
         def work(connection: sa.Connection) -> Task:
             if last is not None:
+                if not statements.touch(connection, claim):
+                    raise queue.lost(claim)
                 self._add_result(connection, claim, last.result, last.owed, last.file, now)
             task = _kept(claim, statements.finish(connection, claim, status, fault, cost, now))
             outbox.add(connection, task.id, owed, now)

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from darkroom.tasks.database import INSERT
 from darkroom.tasks.lifecycle import MAX_ATTEMPTS, MOVES, Status
-from darkroom.tasks.queue import OwnerTurn
+from darkroom.tasks.queue import PENDING, OwnerTurn
 from darkroom.tasks.search import TaskQuery
-from darkroom.tasks.tables import Moment, Text, results, tasks
+from darkroom.tasks.tables import Moment, Text, deliveries, results, tasks
 from darkroom.tasks.task import Claim, Fault, NewTask, Result, Task
 
 CLAIMED_ONCE: Final = 1  # the version of a task that was accepted and claimed: the first result makes it 2
@@ -326,6 +326,7 @@ OLD: Final = (
         tasks.c.finished_at < given("before"),
         sa.type_coerce(tasks.c.finished_at, sa.BigInteger) + sa.func.coalesce(tasks.c.ttl_seconds, 0) * 1_000_000
         < given("now", Moment()),
+        ~sa.exists().where(deliveries.c.task_id == tasks.c.id, deliveries.c.state == PENDING),  # still owed to somebody
     )
     .order_by(tasks.c.finished_at)
     .limit(given("at_most", sa.Integer()))

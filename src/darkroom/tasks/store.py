@@ -209,7 +209,8 @@ class TaskStore(Protocol):
     # Keeping house
 
     async def expire(self, before: datetime, limit: int) -> int:
-        """Forget final tasks that ended before and whose ttl is over; returns how many. Files are media's affair."""
+        """Forget final tasks that ended before, whose ttl is over and of which nothing is owed any more; returns how
+        many. Files are media's affair."""
 
     async def counts(self) -> dict[Status, int]:
         """Tasks per state, for metrics and readiness."""
