@@ -101,16 +101,17 @@ def contents(services: Services) -> str:
 
 def card_page(card: Card) -> str:
     """Every parameter of a model, with the anchors that errors link to (#request-inputs-referenceimages)."""
-    rows = "".join(parameter_row(path, p) for path, p in card.parameters.items() if p.documented)
+    rows = "".join(parameter_row(path, p) for path, p in card.parameters.items())
     return (
         f"<h1>{escape(card.name)}</h1><p>{escape(card.description)}</p><p><code>{escape(card.id)}</code></p>"
         f"<table><tr><th>Parameter<th>Type<th>Allowed<th>Default<th>Meaning</tr>{rows}</table>"
+        "<p>¹ Not on the hosted API's page of this model; real clients send it.</p>"
     )
 
 
 def parameter_row(path: str, parameter: Parameter) -> str:
     words = " ".join(part for part in (parameter.meaning, parameter.effect, parameter.cost) if part)
-    need = " (required)" if parameter.required else ""
+    need = (" (required)" if parameter.required else "") + ("" if parameter.documented else " ¹")
     default = "" if parameter.default is None else f"<code>{escape(str(parameter.default))}</code>"
     return (
         f'<tr id="{anchor(path)}"><td><code>{escape(path)}</code>{need}<td>{escape(parameter.type.value)}'
