@@ -91,7 +91,11 @@ class Settings(BaseSettings):
     fetch_bytes: int = Field(50 << 20, ge=1, description="Size of one input image at most.")
     image_pixels: int = Field(64 << 20, ge=1, description="Pixels of one input image at most.")
     body_bytes: int = Field(128 << 20, ge=1, description="Size of one request or socket message at most.")
-    cors_origins: str = Field("*", description="Origins a browser may call from: * or a comma-separated list.")
+    cors_origins: str = Field(
+        "auto",
+        description="Web pages that may call, by origin: a comma-separated list, or `*` for any. `auto`: any where "
+        "keys are asked for, those of this machine where none are.",
+    )
     webhook_secret: str = Field("", description="Secret (whsec_…) that signs webhooks in the Standard Webhooks form.")
     webhook_retries: str = Field(
         "60,300,1800,7200,18000", pattern=WAITS, description="Seconds between a webhook's later tries, with commas."

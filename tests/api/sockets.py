@@ -24,7 +24,7 @@ class Closed(Exception):
 class Socket:
     """One connection. send and receive speak JSON; receive raises Closed when the server has closed."""
 
-    def __init__(self, app: FastAPI, path: str = "/v1", query: str = "") -> None:
+    def __init__(self, app: FastAPI, path: str = "/v1", query: str = "", **headers: str) -> None:
         self.app = app
         self.scope = {
             "type": "websocket",
@@ -35,7 +35,7 @@ class Socket:
             "raw_path": path.encode(),
             "root_path": "",
             "query_string": query.encode(),
-            "headers": [(b"host", b"darkroom.test")],
+            "headers": [(b"host", b"darkroom.test"), *((k.encode(), v.encode()) for k, v in headers.items())],
             "client": ("127.0.0.1", 1),
             "server": ("darkroom.test", 80),
             "subprotocols": [],
@@ -48,6 +48,8 @@ class Socket:
         self.task = asyncio.create_task(self.app(self.scope, self.inbox.get, self.outbox.put))
         self.inbox.put_nowait({"type": "websocket.connect"})
         opened = await asyncio.wait_for(self.outbox.get(), WAIT_SECONDS)
+        if opened["type"] == "websocket.close":
+            raise Closed(opened["code"])
         assert opened["type"] == "websocket.accept", opened
         return self
 

@@ -18,13 +18,14 @@ async def test_every_answer_says_what_draws(server: TestServer, path: str) -> No
         assert (await client.get(path)).headers["darkroom-model"] == "embedded"
 
 
-async def test_a_browser_may_call_from_anywhere_by_default(server: TestServer) -> None:
-    async with server.client(Origin="https://app.example") as client:
+async def test_a_page_may_call_from_anywhere_with_a_key(locked: TestServer) -> None:
+    async with locked.client(Origin="https://app.example", Authorization="Bearer dk_anna") as client:
         answer = await client.post("/v1", json=[{"taskType": "ping", "ping": True}])
         asked = await client.options(
             "/v1",
             headers={"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"},
         )
+    assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "*"
     assert asked.status_code == 200
     assert "authorization" in asked.headers["access-control-allow-headers"].lower()

@@ -23,6 +23,7 @@ from darkroom.api import events, files, health, pages, playground, records
 from darkroom.api.errors import BodyTooLarge, describe, flat, framework, unexpected
 from darkroom.api.files import base_url
 from darkroom.api.health import Metrics, model_mode
+from darkroom.api.origins import allowed, refusal
 from darkroom.api.runflow import http as runflow
 from darkroom.api.runware import errors as runware_errors
 from darkroom.api.runware import http as runware
@@ -33,6 +34,7 @@ from darkroom.version import VERSION
 log = structlog.get_logger(__name__)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 TASK_API = "/v1"  # the one path of the Runware dialect; its errors look different from everybody else's
+CLOSE_REASON = 120  # characters that fit into the closing frame of a socket
 EXPOSED = ("Darkroom-Model", "Retry-After", "Runflow-Request-Id")
 
 
@@ -56,8 +58,7 @@ def create_app(services: Services, lifespan: Lifespan | None = None, *, metrics:
     app.add_exception_handler(HTTPException, refused_by_framework)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_middleware(Guard, services=services, metrics=metrics)
-    origins = [origin.strip() for origin in services.settings.cors_origins.split(",") if origin.strip()]
-    if origins:
+    if origins := allowed(services):
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
@@ -96,7 +97,8 @@ async def malformed(request: Request, error: Exception) -> JSONResponse:
 
 
 class Guard:
-    """Outermost: counts, bounds the body, names the mode; what nobody caught becomes a 500 that tells nothing."""
+    """Outermost: counts, refuses foreign pages, bounds the body, names the mode; what nobody caught becomes a 500 that
+    tells nothing."""
 
     def __init__(self, app: ASGIApp, services: Services, metrics: Metrics) -> None:
         self.app = app
@@ -104,12 +106,19 @@ class Guard:
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = await refusal(self.services, scope) if scope["type"] in ("http", "websocket") else None
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            if refused:
+                await send({"type": "websocket.close", "code": 1008, "reason": refused[:CLOSE_REASON]})
+            else:
+                await self.app(scope, receive, send)
             return
         answer = Answer(send, model_mode(self.services))
         started = time.perf_counter()
         try:
+            if refused:
+                await answer.instead(403, self._address(scope), refused)
+                return
             await self.app(scope, self._bounded(scope, receive), answer)
         except BodyTooLarge:
             await answer.instead(413, self._address(scope))

@@ -31,6 +31,7 @@ STATUS = {  # code of errors.py → HTTP status; whatever is not here is ours: 5
 }
 REASONS = {
     400: "BAD_REQUEST",
+    403: "FORBIDDEN",
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
     413: "PAYLOAD_TOO_LARGE",
@@ -74,6 +75,7 @@ def sentence(status: int) -> str:
     """What an HTTP status means here."""
     messages = {
         400: "The request cannot be read.",
+        403: "This page may not call this server.",
         404: "There is nothing at this address. /docs lists what there is.",
         405: "This address does not take this method.",
         413: "The request is larger than this server takes.",
