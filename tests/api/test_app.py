@@ -97,6 +97,14 @@ async def test_health_readiness_and_metrics_need_no_key(locked: TestServer) -> N
     assert "darkroom_http_requests_total" in metrics
 
 
+@pytest.mark.parametrize("path", ["/", "/app.js", "/docs", "/health", "/ready", "/metrics", "/v1/cards"])
+async def test_whatever_can_be_got_can_be_asked_about(server: TestServer, path: str) -> None:
+    async with server.client() as client:
+        answer, got = await client.head(path), await client.get(path)
+    assert (answer.status_code, answer.content) == (got.status_code, b"")
+    assert answer.headers["content-type"] == got.headers["content-type"]
+
+
 async def test_a_picture_by_its_address(server: TestServer) -> None:
     made = await server.post(
         {
@@ -113,7 +121,11 @@ async def test_a_picture_by_its_address(server: TestServer) -> None:
     async with server.client() as client:
         picture = await client.get(address)
         head = await client.head(address)
-        known = await client.get(address, headers={"If-None-Match": picture.headers["etag"]})
+        etag = picture.headers["etag"]
+        known = [
+            await client.get(address, headers={"If-None-Match": said})
+            for said in (etag, f"W/{etag}", f'"other", {etag}', "*")
+        ]
         other_type = await client.get(address.replace(".png", ".jpg"))
         unknown = await client.get(address[:-8] + "0000.png")
     assert picture.headers["content-type"] == "image/png"
@@ -121,7 +133,7 @@ async def test_a_picture_by_its_address(server: TestServer) -> None:
     assert "immutable" in picture.headers["cache-control"]
     assert head.status_code == 200
     assert head.content == b""
-    assert known.status_code == 304
+    assert [answer.status_code for answer in known] == [304] * 4
     assert other_type.status_code == unknown.status_code == 404
 
 

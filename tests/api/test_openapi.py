@@ -46,6 +46,9 @@ def test_the_document_names_what_people_call(document: dict[str, Any]) -> None:
     paths = set(document["paths"])
     assert {"/v1", "/v1/tasks/{task_id}/events", "/v1/tasks/{task_id}/cancel", "/v1/cards", "/health"} <= paths
     assert document["openapi"].startswith("3.1")
+    followed = document["paths"]["/v1/tasks/{task_id}/events"]["get"]["responses"]["200"]
+    assert list(followed["content"]) == ["text/event-stream"]
+    assert "get" not in document["paths"]["/v1/models/{model}/runs"]
     schema = document["paths"]["/v1"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema["type"] == "array"
 

@@ -113,7 +113,11 @@ class Guard:
             else:
                 await self.app(scope, receive, send)
             return
-        answer = Answer(send, model_mode(self.services))
+        is_head = scope["method"] == "HEAD" and not scope["path"].endswith(
+            "/events"
+        )  # a stream has no end to leave out
+        scope = {**scope, "method": "GET"} if is_head else scope
+        answer = Answer(send, model_mode(self.services), is_head)
         started = time.perf_counter()
         try:
             if refused:
@@ -125,7 +129,7 @@ class Guard:
         except Exception as error:  # noqa: BLE001 - the last line of defence: logged here, and the caller is told a number
             await answer.instead(500, self._address(scope), unexpected(error))
         route = getattr(scope.get("route"), "path", "none")
-        self.metrics.requests.labels(scope["method"], route, answer.status).inc()
+        self.metrics.requests.labels("HEAD" if is_head else scope["method"], route, answer.status).inc()
         self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
     def _address(self, scope: Scope) -> tuple[str, str]:
@@ -153,17 +157,21 @@ class Guard:
 
 
 class Answer:
-    """The send of one request: adds the header, and knows whether an answer has begun."""
+    """The send of one request: adds the header, leaves out the body that HEAD does not want, and knows whether the
+    answer has begun."""
 
-    def __init__(self, send: Send, mode: str) -> None:
+    def __init__(self, send: Send, mode: str, is_head: bool) -> None:
         self.send = send
         self.mode = mode
+        self.is_head = is_head
         self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message).setdefault("Darkroom-Model", self.mode)
+        elif self.is_head:
+            message = {**message, "body": b""}
         await self.send(message)
 
     async def instead(self, status: int, address: tuple[str, str], message: str | None = None) -> None:

@@ -38,7 +38,14 @@ PREVIEW_HEADER = "darkroom-preview-every"
 def routes(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
-    @router.get("/{task_id}/events", summary="Follow a task by server-sent events")
+    stream: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+    @router.get(
+        "/{task_id}/events",
+        summary="Follow a task by server-sent events",
+        response_class=StreamingResponse,
+        responses=stream,
+    )
     async def events(task_id: UUID, request: Request) -> StreamingResponse:
         owner = await authenticate(services, request.headers.get("authorization"))
         task = await find_task(services, owner, str(task_id))

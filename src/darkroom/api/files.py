@@ -16,7 +16,7 @@ YEAR_SECONDS = 31_536_000
 def routes(services: Services) -> APIRouter:
     router = APIRouter()
 
-    @router.api_route("/ii/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    @router.get("/ii/{name}", include_in_schema=False)
     async def picture(name: str, request: Request) -> Response:
         media, data = await services.media.get(name.partition(".")[0].lower())
         if media.name != name.lower():
@@ -29,11 +29,17 @@ def routes(services: Services) -> APIRouter:
             "Access-Control-Allow-Origin": "*",
             "Cross-Origin-Resource-Policy": "cross-origin",
         }
-        if request.headers.get("if-none-match") == headers["ETag"]:
+        if is_known(request.headers.get("if-none-match", ""), headers["ETag"]):
             return Response(status_code=304, headers=headers)
         return Response(data, media_type=media.content_type, headers=headers)
 
     return router
+
+
+def is_known(if_none_match: str, etag: str) -> bool:
+    """Whether a client has this version: the header names it, weakly or in a list, or says any (RFC 9110 §13.1.2)."""
+    named = {each.strip().removeprefix("W/") for each in if_none_match.split(",")}
+    return etag in named or "*" in named
 
 
 def seconds_kept(media: Media) -> int:

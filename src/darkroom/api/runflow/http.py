@@ -107,7 +107,14 @@ def routes(services: Services) -> APIRouter:
     ):
         body = BODIES.get(endpoint.__name__)
         extra = {"requestBody": {"content": {"application/json": {"schema": body}}}} if body else None
-        router.add_api_route(path, endpoint, methods=[method], response_class=Response, openapi_extra=extra)
+        router.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            response_class=Response,
+            openapi_extra=extra,
+            include_in_schema=endpoint != api.only_post,
+        )
     return router
 
 
