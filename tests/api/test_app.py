@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from darkroom.api.pages import anchor
@@ -153,6 +155,28 @@ async def test_a_picture_is_cached_no_longer_than_it_is_kept(server: TestServer)
         picture = await client.get(made.json()["data"][0]["imageURL"])
     age = int(picture.headers["cache-control"].partition("max-age=")[2].split(",")[0])
     assert 0 < age <= 60
+
+
+async def test_every_link_of_the_served_manual_leads_somewhere(server: TestServer) -> None:
+    async with server.client() as client:
+        found: dict[str, str] = {}
+        waiting = ["http://darkroom.test/docs"]
+        while waiting:
+            page = waiting.pop()
+            if page in found:
+                continue
+            answer = await client.get(page)
+            assert answer.status_code == 200, page
+            found[page] = answer.text
+            hrefs = re.findall(r'href="([^"]+)"', answer.text) if "html" in answer.headers["content-type"] else []
+            for address in (httpx.URL(page).join(href) for href in hrefs):
+                if address.host == "darkroom.test":
+                    waiting.append(str(address.copy_with(fragment=None)))
+        for page, text in found.items():
+            for href in re.findall(r'href="([^"]*#[^"]+)"', text):
+                address = httpx.URL(page).join(href)
+                target = str(address.copy_with(fragment=None))
+                assert target not in found or f'id="{address.fragment}"' in found[target], f"{page}: {href}"
 
 
 async def test_the_manual_and_the_models_pages(server: TestServer) -> None:

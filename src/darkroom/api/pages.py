@@ -6,13 +6,16 @@ Errors of the task API link to these pages, so that the explanation is always th
 from __future__ import annotations
 
 import itertools
+import posixpath
 import re
+from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from darkroom.api.services import Services
 from darkroom.catalog.card import Card, Parameter
@@ -55,7 +58,7 @@ def routes(services: Services) -> APIRouter:
         text = manuals().get(name.removesuffix(".md").strip("/"))
         if text is None:
             raise NotFound(f"The manual has no page '{name[:80]}'. /docs lists them.", what="page")
-        return html(name, to_html(text.read_text(encoding="utf-8")))
+        return html(name, to_html(text.read_text(encoding="utf-8"), name))
 
     return router
 
@@ -83,14 +86,33 @@ def manual_folder() -> Path:
     return next((folder for folder in MANUALS if folder.is_dir()), MANUALS[-1])
 
 
-def to_html(text: str) -> str:
-    """Markdown as HTML, with an id at every heading; comments are left out, other raw HTML in it stays text."""
+def to_html(text: str, name: str) -> str:
+    """A page's Markdown as HTML, with the ids at its headings that links name; comments are left out, other raw HTML in
+    it stays text, and so do links to files of the repository that are not in the manual."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(COMMENT.sub("", text))
     for opening, inline in itertools.pairwise(tokens):
         if opening.type == "heading_open":
-            opening.attrSet("id", re.sub(r"[^a-z0-9]+", "-", inline.content.lower()).strip("-"))
+            opening.attrSet("id", heading_id(inline.content))
+        if inline.children:
+            inline.children = list(without_links_out(inline.children, name))
     return str(parser.renderer.render(tokens, parser.options, {}))
+
+
+def heading_id(text: str) -> str:
+    """As the sites that show Markdown make it: "Reference K/V" is reference-kv."""
+    return re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-")
+
+
+def without_links_out(parts: Iterable[Token], name: str) -> Iterator[Token]:
+    """The parts of a line, but for the ends of links to what is outside the manual. name: of the page."""
+    dropped = False
+    for part in parts:
+        if part.type == "link_open":
+            path = posixpath.join(posixpath.dirname(name), str(part.attrs.get("href", "")))
+            dropped = posixpath.normpath(path).startswith("..")
+        if not (dropped and part.type in ("link_open", "link_close")):
+            yield part
 
 
 def contents(services: Services) -> str:
