@@ -1,4 +1,4 @@
-"""The contact sheet of docs/samplers.md: one prompt and seed by each of the 45 computations, on the embedded model.
+"""The contact sheet of docs/samplers.md: one prompt and seed by each computation, on the embedded model.
 
 python -m benchmarks.sampler_sheet docs/images/samplers.jpg [--steps 12] [--side 128]
 """

@@ -8,11 +8,11 @@ flush (fsync) on this machine is printed first: it is the floor of submit and fi
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -37,9 +37,9 @@ REQUEST = ImageRequest(card="runware:400@4", prompt="a red circle", width=1024, 
 HOOK = Owed(kind=OwedKind.WEBHOOK, url="https://example.com/hook", policy="runware", body=b"{}" * 200)
 
 
-async def main() -> None:
+async def main(database: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        url = sys.argv[1] if len(sys.argv) > 1 else f"sqlite:///{folder}/darkroom.db"
+        url = database or f"sqlite:///{folder}/darkroom.db"
         header("task store", database=url.partition(":")[0], tasks=TASKS, picture_bytes=len(PICTURE))
         store = await SqlTaskStore.open(url, queue_limit=10**6, queue_limit_per_key=10**6)
         media = await MediaStore.open(Path(folder) / "media", store.files)
@@ -185,4 +185,6 @@ def rate(times: list[float], at_once: int) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("database", metavar="DATABASE_URL", nargs="?")
+    asyncio.run(main(parser.parse_args().database))

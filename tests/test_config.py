@@ -57,10 +57,19 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
         load()
 
 
-def test_an_unknown_name_in_the_file_is_refused(elsewhere: Path) -> None:
-    (elsewhere / "darkroom.toml").write_text("prot = 1\n")
-    with pytest.raises(ConfigurationError, match="PROT"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot = 1", "darkroom.toml: there is no setting `prot`. Did you mean `port`?"),
+        ("DARKROOM_PORT = 1", "darkroom.toml: there is no setting `DARKROOM_PORT`. Did you mean `port`?"),
+        ("[weather]\nsunny = 1", "darkroom.toml: there is no setting `weather`. docs/settings.md lists them."),
+    ],
+)
+def test_an_unknown_name_in_the_file_is_refused(elsewhere: Path, text: str, message: str) -> None:
+    (elsewhere / "darkroom.toml").write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
         load()
+    assert caught.value.message == message
 
 
 def test_an_unknown_name_in_the_environment_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

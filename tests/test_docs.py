@@ -44,5 +44,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_served_manual_has_what_its_pages_link_to() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    served = {file for path in included for file in (ROOT / path, *(ROOT / path).rglob("*.md"))}
+    for page in (file for file in served if file.suffix == ".md"):
+        for groups in LINK.findall(page.read_text()):
+            target = (groups[0] or groups[1]).partition("#")[0]
+            if target and not re.match(r"[a-z]+:", target):
+                assert (page.parent / target).resolve() in served, f"{page.name}: {target} is not in the wheel"
+
+
 def test_the_list_of_files_is_up_to_date() -> None:
     assert architecture.with_list(ARCHITECTURE) == ARCHITECTURE, "python -m tools.architecture rewrites it"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 
 import pytest
+
+from darkroom.assembly import announcers
+from darkroom.tasks.task import DIALECTS
 
 SOURCE = Path(__file__).parent.parent / "src" / "darkroom"
 LAYERS = [  # lowest first; one set = siblings, strangers to each other
@@ -36,6 +40,7 @@ HOMES = {  # a foreign vocabulary has one home
     "typer": {"cli"},
     "rich": {"cli"},
 }
+FOLDERS = {path.parent.name for path in (SOURCE / "api").glob("*/__init__.py")}
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -71,7 +76,11 @@ def test_imports_point_down(path: Path) -> None:
         assert target == part or LEVEL[target] < LEVEL[part], f"{path.name}:{line}: {part} may not import {target}"
 
 
-@pytest.mark.parametrize(("mine", "other"), [("runware", "runflow"), ("runflow", "runware")])
+def test_the_folders_in_api_are_the_dialects() -> None:
+    assert FOLDERS == set(DIALECTS) == set(announcers())
+
+
+@pytest.mark.parametrize(("mine", "other"), list(permutations(sorted(FOLDERS), 2)))
 def test_dialects_are_strangers(mine: str, other: str) -> None:
     for path in (SOURCE / "api" / mine).rglob("*.py"):
         for line, name in imported(path):

@@ -24,7 +24,10 @@ from darkroom.config import EngineKind, Settings
 from darkroom.errors import ConfigurationError
 from darkroom.media import fetch
 from darkroom.tasks.database import Database
-from darkroom.tasks.lifecycle import Status
+from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status
+from darkroom.tasks.sql import SqlTaskStore
+from darkroom.tasks.task import NewTask
+from darkroom.types import ImageRequest
 from darkroom.wiring import Server, bind, build, first_of, run
 from tests.eventually import eventually
 from tests.live import LiveServer
@@ -105,6 +108,20 @@ async def test_a_picture_takes_three_transactions(tmp_path: Path, monkeypatch: p
         answer = await http.post("/v1", json=[task(outputType="base64Data")])
         assert answer.json()["data"][0]["imageBase64Data"]
         assert len(written) == 3
+
+
+async def test_a_lost_task_of_a_dialect_that_nobody_announces_is_failed_and_the_server_lives(tmp_path: Path) -> None:
+    store = await SqlTaskStore.open(f"sqlite:///{tmp_path / 'darkroom.db'}")
+    request = ImageRequest(card="runware:400@4", prompt="a red circle", width=64, height=64, steps=3, seed=7)
+    dialect = "of another version"
+    lost = await store.submit(NewTask(owner="local", dialect=dialect, external_id="1", request=request, wire={}))
+    for _ in range(MAX_ATTEMPTS):
+        assert await store.claim("dead", 0)
+    await store.close()
+    async with build(settings(tmp_path)) as server, client(server) as http:
+        assert (await http.post("/v1", json=[task()])).json()["data"][0]["imageURL"]
+        ended = await server.app.state.services.store.get(lost.id)
+        assert ended.status is Status.FAILED and ended.fault.code == "engine_lost"
 
 
 async def test_the_smallest_card_is_loaded_before_anybody_asks(tmp_path: Path) -> None:

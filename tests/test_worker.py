@@ -81,9 +81,9 @@ class Fixture:
             name=f"worker {next(numbers)}",
         )
 
-    async def submit(self, **changes: Any) -> str:
+    async def submit(self, *, dialect: str = "test", **changes: Any) -> str:
         request = msgspec.structs.replace(REQUEST, **changes)
-        new = NewTask(owner=OWNER, dialect="test", external_id=f"task {next(numbers)}", request=request, wire={})
+        new = NewTask(owner=OWNER, dialect=dialect, external_id=f"task {next(numbers)}", request=request, wire={})
         return (await self.store.submit(new)).id
 
     def start(self, worker: Worker | None = None) -> None:
@@ -310,6 +310,13 @@ async def test_an_engine_that_dies_every_time_fails_the_task_with_what_is_there(
     assert task.fault and task.fault.code == "engine_lost"
     assert [result.index for result in task.results] == list(range(MAX_ATTEMPTS))
     assert "end failed engine_lost 3" in await made.told(task.id)
+
+
+async def test_a_task_of_a_dialect_that_nobody_announces_ends_and_owes_nothing(works: Fixture) -> None:
+    task = await works.run(dialect="of another version", count=2)
+    assert (task.status, len(task.results)) == (Status.SUCCEEDED, 2)
+    assert await works.told(task.id) == []
+    assert (await works.run()).status is Status.SUCCEEDED
 
 
 async def test_a_prompt_that_crashes_the_engine_fails_alone(works: Fixture) -> None:

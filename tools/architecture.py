@@ -28,14 +28,19 @@ PARTS = {  # in the order of the layers, lowest first
 
 
 def file_list() -> str:
-    """The Markdown between the markers."""
-    sections = []
+    """The Markdown between the markers. Raises LookupError for a folder that PARTS leaves out."""
+    sections, listed = [], set[Path]()
     for part, title in PARTS.items():
         folder = SOURCE / part
         paths = sorted(folder.rglob("*.py") if part not in ("", "api") else folder.glob("*.py"))
+        listed |= set(paths)
         rows = [f"| `{path.relative_to(SOURCE).as_posix()}` | {idea(path)} |" for path in paths if path.name[0] != "_"]
         rows += [f"| `{part}/__main__.py` | {idea(path)} |" for path in paths if path.name == "__main__.py"]
         sections.append("\n".join([f"### {title}", "", "| file | idea |", "| --- | --- |", *rows]))
+    if left := {path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if path not in listed}:
+        raise LookupError(
+            f"{', '.join(sorted(left))} would not be listed: give each a title in PARTS of tools/architecture.py"
+        )
     return "\n\n".join(sections)
 
 

@@ -5,6 +5,7 @@ python -m tools.screenshots
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("Chromium is needed: apt-get install chromium")

@@ -171,4 +171,9 @@ def announcers() -> dict[str, Announcer]:
 
 def lost_announcer(announce: Mapping[str, Announcer]) -> Callable[[Task, Fault], Sequence[Owed]]:
     """What is owed for a task that the store itself gives up, because its servers died too often."""
-    return lambda task, fault: announce[task.dialect].on_end(task, Status.FAILED, fault)
+
+    def owed(task: Task, fault: Fault) -> Sequence[Owed]:
+        announcer = announce.get(task.dialect)
+        return announcer.on_end(task, Status.FAILED, fault) if announcer else ()
+
+    return owed

@@ -5,6 +5,7 @@ No other module reads the environment. `docs/settings.md` lists them; a test kee
 
 from __future__ import annotations
 
+import difflib
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -153,6 +154,12 @@ def unknown_names() -> list[str]:
     return sorted(name for name in os.environ if name.startswith("DARKROOM_") and name not in known)
 
 
+def _no_such(name: str) -> str:
+    near = difflib.get_close_matches(name.lower().removeprefix("darkroom_"), Settings.model_fields, n=1, cutoff=0.7)
+    hint = f" Did you mean `{near[0]}`?" if near else " docs/settings.md lists them."
+    return f"darkroom.toml: there is no setting `{name}`.{hint}"
+
+
 def load(**arguments: object) -> Settings:
     """Settings from arguments (None: not given), the environment and darkroom.toml. Raises ConfigurationError."""
     given = {name: value for name, value in arguments.items() if value is not None}
@@ -161,4 +168,6 @@ def load(**arguments: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":  # only the file gives names that are not asked for
+            raise ConfigurationError(_no_such(name), parameter=name) from None
         raise ConfigurationError(f"DARKROOM_{name.upper()}: {first['msg']}.", parameter=name) from None

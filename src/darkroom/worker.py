@@ -346,7 +346,7 @@ class Assignment:
     async def _store(self, result: Result, file: Media | None = None) -> None:
         """Write one result down; the last one together with the task's end, which spares its client a transaction."""
         self.results[result.index] = result
-        owed = self._announcer.on_result(self._now(), result)
+        owed = self._announcer.on_result(self._now(), result) if self._announcer else ()
         if len(self.stored) == self.task.request.count - 1:  # another that is on its way would come after the end
             await self._finish(None, LastResult(result=result, owed=tuple(owed), file=file))
         else:
@@ -366,7 +366,7 @@ class Assignment:
         status = Status.FAILED if fault else Status.SUCCEEDED
         now, price = datetime.now(UTC), self._cost()
         task = msgspec.structs.replace(self._now(), status=status, fault=fault, cost=price, finished_at=now)
-        owed = self._announcer.on_end(task, status, fault)
+        owed = self._announcer.on_end(task, status, fault) if self._announcer else ()
         task = await self.worker.store.finish(self.claim, status, fault=fault, cost=price, owed=owed, at=now, last=last)
         self.ended = True
         if self.worker.meter:
@@ -396,8 +396,9 @@ class Assignment:
         return msgspec.structs.replace(self.task, results=results)
 
     @property
-    def _announcer(self) -> Announcer:
-        return self.worker.announce[self.task.dialect]
+    def _announcer(self) -> Announcer | None:
+        """None for a dialect that this version does not have: its tasks end like others, and nothing is owed."""
+        return self.worker.announce.get(self.task.dialect)
 
     async def _keep_lease(self) -> None:
         """Renew until this task is cancelled; once it is no longer ours, take it out of the engine."""

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from darkroom.api.app import create_app
 from darkroom.api.gate import Gate
-from darkroom.api.runware.announce import RunwareAnnouncer
 from darkroom.api.services import Services
+from darkroom.assembly import announcers
 from darkroom.catalog.adapters import Adapters
 from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import Installed
@@ -94,7 +94,7 @@ async def serving(
             media=media,
             fetcher=fetcher,
             pool=pool,
-            announce={"runware": RunwareAnnouncer()},
+            announce=announcers(),
             gate=Gate(keys or store.keys),
             features=features,
         )

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from darkroom.catalog.card import Card
 from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import Installed, missing_parts
 from darkroom.errors import ConfigurationError, ModelNotInstalled
+from darkroom.types import GuidanceKind
 
 CATALOG = load_catalog()
 DEV, FLEX, BASE, KV = (CATALOG.resolve(name) for name in ("runware:400@1", "bfl:6@1", "runware:400@5", "runware:400@6"))
@@ -49,15 +51,10 @@ def test_each_card_gets_its_variant_once_it_is_there(tmp_path: Path, embedded: P
     part(embedded, "kv/transformer", "distilled/transformer", "flex/transformer", "flex/text_encoder", "flex/tokenizer")
     installed = Installed(tmp_path / "none", embedded)
     variants = {card.id: installed.locate(card).variant for card in CATALOG.cards}
-    assert variants == {
-        "bfl:6@1": "flex",
-        "runware:400@1": "flex",
-        "runware:400@2": "distilled",
-        "runware:400@3": "base",
-        "runware:400@4": "distilled",
-        "runware:400@5": "base",
-        "runware:400@6": "kv",
-    }
+    of_guidance = {GuidanceKind.CFG: "base", GuidanceKind.EMBEDDED: "flex", GuidanceKind.NONE: "distilled"}
+    assert variants == {card.id: "kv" if card.kv_references else of_guidance[card.guidance] for card in CATALOG.cards}
+    new = installed.locate(msgspec.structs.replace(FLEX, id="acme:1@1", text=BASE.text))
+    assert (new.variant, new.text.encoder) == ("flex", "mistral3")  # what lies there, whatever the card's own is
     assert installed.locate(FLEX).text_encoder == embedded / "flex" / "text_encoder"
     assert installed.locate(KV).text_encoder == embedded / "text_encoder"
 

@@ -24,7 +24,7 @@ from darkroom.api.services import Services
 from darkroom.catalog.card import Card
 from darkroom.catalog.schema import task_schema
 from darkroom.errors import ConfigurationError, InvalidParameter, ModelNotInstalled, NotFound, Problem
-from darkroom.tasks.task import Result, Task
+from darkroom.tasks.task import DIALECTS, Result, Task
 from darkroom.types import ImageFormat, ImageRequest
 
 EXTENSION = {ImageFormat.JPEG: "jpg", ImageFormat.PNG: "png", ImageFormat.WEBP: "webp"}
@@ -32,7 +32,6 @@ DEMO_SIZE = {"width": 256, "height": 256}  # what the embedded model draws best,
 SCAN_PAGES = 20  # how far a search looks back at once, in pages of SCAN_ROWS tasks
 SCAN_ROWS = 100
 PREFERRED = "runware:400@4"  # quick and open: the first model a newcomer should meet
-DIALECTS = ("runware", "runflow")
 Authorization = Annotated[str | None, Header()]  # at module level: annotations are resolved there
 
 

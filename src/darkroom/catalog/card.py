@@ -14,14 +14,16 @@ import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from darkroom.errors import ConfigurationError
 from darkroom.types import Acceleration, GuidanceKind, ImageFormat, StepCacheKind, Value
 
+T = TypeVar("T")
 HERE = Path(__file__).parent
+ARCHITECTURES = ("flux2",)  # what the engine can run
 AIR = re.compile(r"[a-z0-9-]+:[a-z0-9-]+@[a-z0-9.-]+")
 
 
@@ -36,6 +38,15 @@ class Kind(StrEnum):
     ARRAY = "array"
 
 
+RANGED = ("width", "height", "steps")
+REQUIRED = ("model", *RANGED)  # parameters that the code reads of every card
+DEFAULTS = {  # of a card, by the parameter that a request gives instead
+    "steps": "steps",
+    "cfg_scale": "CFGScale",
+    "width": "width",
+    "height": "height",
+    "acceleration": "acceleration",
+}
 NUMBERS = frozenset({Kind.INTEGER, Kind.FLOAT})
 
 
@@ -156,8 +167,10 @@ class RunflowPriced(StrEnum):
 
 
 class RunflowModel(Fact, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The card under a name of the runs API. edit: takes references. price_per_megapixel: decimal US dollars.
-    output_format: of a run that names none."""
+    """The card under a name of the runs API. id: one that ends in /edit needs a reference. edit: takes references.
+
+    price_per_megapixel: decimal US dollars. output_format: of a run that names none.
+    """
 
     id: str
     edit: bool
@@ -232,14 +245,21 @@ def load_card(path: Path, sets: Path = HERE / "parameters") -> Card:
     include = data.pop("include", {})
     if not isinstance(include, dict):
         raise _wrong(path, "include", "must map parameter sets to where they are mounted")
-    data["parameters"] = _merge(path, include, data.get("parameters", {}), sets)
-    try:
-        card = msgspec.convert(data, Card)
-    except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at `$")
-        raise _wrong(path, where.rstrip("`").lstrip("."), message) from None
+    merged = _merge(path, include, data.get("parameters", {}), sets)
+    data["parameters"] = {
+        name: _convert(path, fields, Parameter, f"parameters.{name}") for name, fields in merged.items()
+    }
+    card = _convert(path, data, Card)
     _check_card(path, card)
     return card
+
+
+def _convert(path: Path, data: object, kind: type[T], field: str = "") -> T:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at `$")
+        raise _wrong(path, (field + where.rstrip("`")).lstrip("."), message) from None
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -255,27 +275,35 @@ def _wrong(path: Path, field: str, message: str) -> ConfigurationError:
     return ConfigurationError(f"{path.name}: {field or 'the card'}: {message.rstrip('.')}.", parameter=field)
 
 
-def _merge(path: Path, include: Mapping[str, str], own: object, sets: Path) -> dict[str, dict[str, Any]]:
+def _merge(path: Path, include: Mapping[str, object], own: object, sets: Path) -> dict[str, dict[str, Any]]:
     """Parameters of the included sets under their mounts, overlaid field by field with the card's own."""
+    if not isinstance(own, dict):
+        raise _wrong(path, "parameters", "must be a table")
     merged: dict[str, dict[str, Any]] = {}
     for name, mount in include.items():
         file = sets / f"{name}.toml"
         if not file.is_file():
             raise _wrong(path, f"include.{name}", "there is no such parameter set")
+        if not isinstance(mount, str):
+            raise _wrong(path, f"include.{name}", 'must be where the set is mounted, "" for the top level')
         for key, fields in _toml(file).items():
             merged[".".join(filter(None, (mount, key)))] = dict(fields)
-    if not isinstance(own, dict):
-        raise _wrong(path, "parameters", "must be a table")
+    for name, mount in include.items():
+        if mount and mount not in {*merged, *own}:
+            raise _wrong(path, f"include.{name}", f"is mounted at {mount!r}, which is no parameter of this card")
     for key, fields in own.items():
         if not isinstance(fields, dict):
             raise _wrong(path, f"parameters.{key}", "must be a table of fields")
         merged[key] = merged.get(key, {}) | fields
+        if "type" not in merged[key]:
+            raise _wrong(path, f"parameters.{key}.type", f"is missing, and no included set has a parameter {key!r}")
     return merged
 
 
 def _check_card(path: Path, card: Card) -> None:
     for ok, field, message in (
         (AIR.fullmatch(card.id), "id", f"{card.id!r} is not of the form source:model@version"),
+        (card.architecture in ARCHITECTURES, "architecture", f"must be {' or '.join(ARCHITECTURES)}"),
         (card.text.encoder in ("qwen3", "mistral3"), "text.encoder", "must be qwen3 or mistral3"),
         (card.text.layers and min(card.text.layers) > 0, "text.layers", "must name at least one layer"),
         (not card.kv_references or card.guidance is GuidanceKind.NONE, "guidance", "a KV card has no guidance"),
@@ -294,8 +322,37 @@ def _check_card(path: Path, card: Card) -> None:
     for model in card.runflow:
         if not re.fullmatch(r"\d+(\.\d+)?", model.price_per_megapixel):
             raise _wrong(path, f"runflow.{model.id}.price_per_megapixel", "must be a decimal number as a string")
+    for name in REQUIRED:
+        if name not in card.parameters:
+            raise _wrong(path, f"parameters.{name}", "is missing: every model has it")
+    for name in RANGED:
+        for bound in ("min", "max"):
+            if getattr(card.parameters[name], bound) is None:
+                raise _wrong(path, f"parameters.{name}.{bound}", "is missing: callers are told the range")
     for name, parameter in card.parameters.items():
         _check_parameter(path, card, name, parameter)
+    _check_agreement(path, card)
+
+
+def _check_agreement(path: Path, card: Card) -> None:
+    """What the card says of itself and what its parameters publish must be the same."""
+    if card.parameters["model"].value != card.id:
+        raise _wrong(path, "parameters.model.value", f"must be the card's id, {card.id}")
+    images = card.parameters.get("inputs.referenceImages")
+    if images and images.max_items != card.references.max_count:
+        raise _wrong(
+            path,
+            "references.max_count",
+            f"is {card.references.max_count}, but parameters.inputs.referenceImages.max_items is {images.max_items}",
+        )
+    for field, name in DEFAULTS.items():
+        value, parameter = getattr(card.defaults, field), card.parameters.get(name)
+        if parameter is None:
+            continue
+        if parameter.default not in (None, value):
+            raise _wrong(path, f"defaults.{field}", f"is {value}, but parameters.{name}.default is {parameter.default}")
+        if not _accepts(parameter, value):
+            raise _wrong(path, f"defaults.{field}", f"{value} is not allowed by parameters.{name}")
 
 
 def _check_parameter(path: Path, card: Card, name: str, parameter: Parameter) -> None:

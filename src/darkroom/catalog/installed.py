@@ -47,12 +47,14 @@ class Located(Value, frozen=True, kw_only=True):
 
 
 class Embedded(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """embedded.toml: which of the embedded transformers serves which card, and which one while that is missing.
+    """embedded.toml: which of the embedded transformers serves which kind of card, and which one while that is missing.
 
-    text: of the shared text encoder. side: pixels it draws best at. tea_coefficients: by variant, where calibrated.
+    variants: by guidance, or "kv". text: of the shared text encoder. own_texts: by variant, of the one in its folder.
+    side: pixels it draws best at. tea_coefficients: by variant, where calibrated.
     """
 
     text: TextFacts
+    own_texts: dict[str, TextFacts]
     side: int
     variants: dict[str, str]
     stand_ins: dict[str, str]
@@ -102,7 +104,7 @@ class Installed:
         )
 
     def _demo(self, card: Card) -> Located:
-        wanted = self.facts.variants.get(card.id, "base")
+        wanted = self.facts.variants["kv" if card.kv_references else card.guidance]
         variant: str | None = wanted
         while variant and not (self.embedded / variant / "transformer").is_dir():
             variant = self.facts.stand_ins.get(variant)
@@ -115,9 +117,7 @@ class Installed:
         has_encoder = (own / "text_encoder").is_dir()
         text = [(own if has_encoder else self.embedded) / part for part in ("text_encoder", "tokenizer")]
         parts = [own / "transformer", self.embedded / "vae", *text]
-        facts = self.facts.text
-        if has_encoder:
-            facts = msgspec.structs.replace(card.text, length=facts.length)
+        facts = self.facts.own_texts.get(variant, self.facts.text) if has_encoder else self.facts.text
         located = self._located(parts, facts, demo=True)
         return msgspec.structs.replace(
             located,

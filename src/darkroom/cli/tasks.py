@@ -8,13 +8,13 @@ import typer
 
 from darkroom.cli.common import DataOption, print_table, with_store
 from darkroom.errors import NotFound
+from darkroom.tasks.task import DIALECTS
 
 if TYPE_CHECKING:
     from darkroom.tasks.sql import SqlTaskStore
     from darkroom.tasks.task import Delivery, Task
 
 app = typer.Typer(help="Tasks: list the newest, show one with its results and deliveries.", no_args_is_help=True)
-DIALECTS = ("runware", "runflow")
 
 
 @app.command("list")

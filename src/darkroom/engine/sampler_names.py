@@ -2,7 +2,7 @@
 
 The names are those of diffusers' schedulers and of the samplers people know from other tools. On a flow model
 several mean the same computation ("Uniform" changes nothing: uniform steps followed by the model's shift are its
-default grid), so 75 names stand for 45 computations; docs/samplers.md, made from this table, says which.
+default grid), so there are fewer computations than names; docs/samplers.md, made from this table, says which.
 """
 
 from __future__ import annotations

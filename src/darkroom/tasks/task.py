@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from darkroom.tasks.lifecycle import Status
 from darkroom.types import ImageRequest, Record, Value
+
+DIALECTS: Final = ("runware", "runflow")  # whose wires tasks come from; in this order a client's id is looked up
 
 
 class Fault(Value, frozen=True, kw_only=True):
@@ -94,7 +96,7 @@ class Owed(Value, frozen=True, kw_only=True):
     """A call that must be made to somebody, written in the same transaction as what it tells of.
 
     body: the bytes to POST, frozen here (an upload PUTs media_id's file instead). policy: name of the retry
-    policy in delivery/outbox.py ("runware", "runflow", "upload"). signing: which signature the sender adds
+    policy in delivery/policies.py ("runware", "runflow", "upload"). signing: which signature the sender adds
     ("standard", "runflow" or ""). result: index it tells of, None for the whole task.
     """
 

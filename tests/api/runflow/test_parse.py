@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from darkroom.api.runflow.errors import BadRequest, Rejected, flat
@@ -361,6 +362,27 @@ def test_a_wrong_size_is_told_both_forms() -> None:
 def test_num_inference_steps_wins_over_steps() -> None:
     assert requested({"steps": 9}).steps == 9
     assert requested({"steps": 9, "num_inference_steps": 7}).steps == 7
+
+
+def test_steps_and_guidance_are_those_of_the_card() -> None:
+    card, model = CATALOG.resolve_runflow(FLEX)
+    replace = msgspec.structs.replace
+    steps = replace(card.parameters["steps"], min=2, max=20)
+    card = replace(
+        card,
+        parameters=card.parameters | {"steps": steps},
+        defaults=replace(card.defaults, steps=12, cfg_scale=4.0),
+    )
+    own = ModelRules(card, model)
+    assert {"minimum": 2, "maximum": 20, "default": 12}.items() <= own.properties["num_inference_steps"].items()
+    assert {"minimum": 2, "maximum": 20}.items() <= own.properties["steps"].items()
+    assert own.properties["guidance_scale"]["default"] == 4.0
+    for given in ({"steps": 1}, {"num_inference_steps": 21}):
+        with pytest.raises(Rejected):
+            parse_run(own, {"input": {"prompt": "a cat", **given}})
+    run = parse_run(own, {"input": {"prompt": "a cat"}})
+    request = image_request(run, card, [], acceleration=Acceleration.NONE, can_check_safety=True, metadata=True)
+    assert (request.steps, request.guidance) == (12, 4.0)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from darkroom.api.bodies import why_unreadable
 from darkroom.api.runflow.errors import BadRequest, Rejected
 from darkroom.api.runflow.schema import (
     DEFAULT_PRESET,
-    GUIDANCE,
     PRESETS,
     envelope,
     input_schema,
@@ -146,7 +145,7 @@ def image_request(
 ) -> ImageRequest:
     """The request with no field left open. references: (media id, width, height) in order."""
     width, height = fit_size(card, *(run.size or references[0][1:]))
-    guidance, cfg_scale = _guidance(card, run.guidance)
+    guidance, cfg_scale = resolve_guidance(card, run.guidance, None)
     return ImageRequest(
         card=card.id,
         prompt=run.prompt,
@@ -275,11 +274,6 @@ def _size(given: Mapping[str, Any], *, of_reference: bool) -> tuple[int, int] | 
     if size is None and of_reference:
         return None
     return PRESETS[size or DEFAULT_PRESET]
-
-
-def _guidance(card: Card, scale: float | None) -> tuple[float, float]:
-    """(guidance, cfg_scale) of the request. A scale on a step-distilled model is accepted and changes nothing."""
-    return resolve_guidance(card, scale if scale is not None else GUIDANCE.get(card.guidance), None)
 
 
 def _limit(card: Card, name: str) -> tuple[int, int]:

@@ -43,7 +43,7 @@ STATUSES = (  # GET /v1/runs/statuses: the ones a run here can have
     ("canceled", "Canceled", True, "Stopped by a cancellation before it was done."),
 )
 EXTENSIONS = {ImageFormat.JPEG: "jpg", ImageFormat.PNG: "png", ImageFormat.WEBP: "webp"}
-MAX_ATTEMPTS = 3  # of a callback: the policy "runflow" of delivery/outbox.py
+MAX_ATTEMPTS = 3  # of a callback: the policy "runflow" of delivery/policies.py
 
 
 def run_record(task: Task, base: str, inline: Mapping[str, str] | None = None) -> dict[str, Any]:

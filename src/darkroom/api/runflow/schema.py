@@ -1,7 +1,8 @@
 """The JSON Schema of a run's body, per model: what validates a request is what the model catalogue publishes.
 
-Ranges that belong to the model (size, references) come from its card. Unknown fields are allowed, since programs are
-ported between models with other fields; they are reported on the run instead. `null` means "not given" everywhere.
+Ranges and defaults that belong to the model (size, steps, guidance, references) come from its card. Unknown fields
+are allowed, since programs are ported between models with other fields; they are reported on the run instead. `null`
+means "not given" everywhere.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ PRESETS = {  # image_size → width, height
 DEFAULT_PRESET = "landscape_4_3"
 FORMATS = ("jpeg", "png", "webp")
 MAX_PROMPT = 32_000  # characters; far more than any text encoder reads
-MAX_STEPS = 50
 MAX_IMAGES = 4
 MAX_GUIDANCE = 20
 MAX_URL = 2048
 MAX_CLIENT_REF = 255
-GUIDANCE = {GuidanceKind.EMBEDDED: 2.5, GuidanceKind.CFG: 5.0}  # default of guidance_scale where it has an effect
 
 
 def takes_images(model: RunflowModel) -> bool:
@@ -90,8 +89,8 @@ def _common(card: Card, model: RunflowModel) -> dict[str, Any]:
         "width": _side(card, "width"),
         "height": _side(card, "height"),
         "num_images": _integer(1, MAX_IMAGES, 1, "Pictures to make; picture i uses seed + i."),
-        "num_inference_steps": _integer(1, MAX_STEPS, card.defaults.steps, "Denoising steps."),
-        "steps": _integer(1, MAX_STEPS, None, "Another name of num_inference_steps, which wins."),
+        "num_inference_steps": _steps(card, card.defaults.steps, "Denoising steps."),
+        "steps": _steps(card, None, "Another name of num_inference_steps, which wins."),
         "seed": {
             "type": "integer",
             "description": "Any. The same request with the same seed gives the same pictures; random if absent.",
@@ -100,7 +99,7 @@ def _common(card: Card, model: RunflowModel) -> dict[str, Any]:
             "type": "number",
             "minimum": 0,
             "maximum": MAX_GUIDANCE,
-            **({"default": GUIDANCE[card.guidance]} if card.guidance in GUIDANCE else {}),
+            **({"default": card.defaults.cfg_scale} if card.guidance is not GuidanceKind.NONE else {}),
             "description": "How closely the prompt is followed. No effect on step-distilled models.",
         },
         "output_format": {
@@ -147,6 +146,11 @@ def _side(card: Card, name: str) -> dict[str, Any]:
     return {"type": "integer", "minimum": rules.min, "maximum": rules.max, "description": description}
 
 
-def _integer(low: int, high: int, default: int | None, description: str) -> dict[str, Any]:
+def _steps(card: Card, default: int | None, description: str) -> dict[str, Any]:
+    rules = card.parameters["steps"]
+    return _integer(rules.min, rules.max, default, description)
+
+
+def _integer(low: float | None, high: float | None, default: int | None, description: str) -> dict[str, Any]:
     rules: dict[str, Any] = {"type": "integer", "minimum": low, "maximum": high}
     return rules | ({"default": default} if default is not None else {}) | {"description": description}
