@@ -26,9 +26,11 @@ MANUALS = (PACKAGE / "manual", PACKAGE.parent.parent / "docs")  # in a wheel, in
 PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'"
 )
+NAVIGATION = '<nav><a href="/">Playground</a> · <a href="/docs">Manual</a></nav>'
 COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 STYLE = (
-    "body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
+    ":root{color-scheme:light dark}"  # not on body: the page around it would stay white
+    "body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #8886;padding:.3rem .6rem;"
     "text-align:left;vertical-align:top}img{max-width:100%}pre{padding:1rem;overflow-x:auto;background:#8882}:target{background:#fc04}"
 )
@@ -66,7 +68,7 @@ def routes(services: Services) -> APIRouter:
 def html(title: str, body: str) -> HTMLResponse:
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style><body>{body}"
+        f"<title>{escape(title)}</title><style>{STYLE}</style><body>{NAVIGATION}{body}"
     )
     return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 

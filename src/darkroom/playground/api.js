@@ -47,22 +47,29 @@ export const task = (id) => json(`/v1/tasks/${id}`);
 export const cancel = (id) => json(`/v1/tasks/${id}/cancel`, { method: "POST" });
 export const adapters = () => json("/v1/adapters");
 
+const post = (task, more = {}) => json("/v1", { method: "POST", headers: { "Content-Type": "application/json", ...more }, body: JSON.stringify([task]) });
+
 export function tasks({ search = "", model = "", cursor = "" } = {}) {
   return json(`/v1/tasks?${new URLSearchParams({ search, model, cursor, limit: 24 })}`);
 }
 
 /** Send one Runware task; the whole answer. Previews are asked for beside the body, so that the body stays portable. */
-export function send(body) {
-  return json("/v1", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", "Darkroom-Preview-Every": "2" },
-    body: JSON.stringify([body]),
-  });
+export const send = (task) => post(task, { "Darkroom-Preview-Every": "2" });
+
+/** A task as its client sent it; null when it did not come by the task API. */
+export async function sent(taskUUID) {
+  try {
+    return (await post({ taskType: "getTaskDetails", taskUUID })).data[0].request[0];
+  } catch (error) {
+    if (error.status === 404 || error.status === 400) return null;
+    throw error;
+  }
 }
 
 /**
- * Follow a task: onEvent(name, data) for each server-sent event, until the task has ended. Reconnects by itself and
- * resumes after the last event seen. Uses fetch, because EventSource cannot send a key.
+ * Follow a task: onEvent(name, data) for each server-sent event, until the task has ended; its record then, nothing when
+ * signal ended it. Reconnects by itself and resumes after the last event seen. Uses fetch, because EventSource cannot
+ * send a key. Raises ApiError when trying again is no use.
  */
 export async function follow(id, onEvent, signal) {
   let last = "";
@@ -70,12 +77,14 @@ export async function follow(id, onEvent, signal) {
     try {
       const response = await fetch(`/v1/tasks/${id}/events`, { headers: headers(last ? { "Last-Event-ID": last } : {}), signal });
       if (response.status === 404) throw new ApiError("The server no longer knows this task.", { status: 404 });
-      if (response.ok) {
+      if (response.status === 401 || response.status === 403) throw refusal(response.status, await response.json().catch(() => null));
+      if (!response.ok) onEvent("offline", {});
+      else {
         for await (const event of events(response.body)) {
           wait = 500;
           if (event.id) last = event.id;
           onEvent(event.name, event.data);
-          if (event.name === "end") return;
+          if (event.name === "end") return event.data;
         }
       }
     } catch (error) {

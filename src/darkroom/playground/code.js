@@ -48,10 +48,11 @@ const pretty = (value) => JSON.stringify(value, (_, part) => (typeof part === "s
 const indented = (value) => JSON.stringify(value, null, 2);
 // Python spells three words of JSON differently; strings are left alone.
 const python = (value) => indented(value).replace(/("(?:[^"\\]|\\.)*")|\b(true|false|null)\b/g, (_, string, word) => string ?? { true: "True", false: "False", null: "None" }[word]);
-const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+// The body as a here-document: photos are longer than a command's arguments may be. No line of JSON reads EOF.
+const curl = (address, value) => `curl -sS ${address} \\\n  -H "Authorization: Bearer $DARKROOM_KEY" \\\n  -H "Content-Type: application/json" \\\n  --data-binary @- <<'EOF'\n${indented(value)}\nEOF\n`;
 
 const RUNWARE = {
-  curl: (base, body) => `curl -sS ${base}/v1 \\\n  -H "Authorization: Bearer $DARKROOM_KEY" \\\n  -H "Content-Type: application/json" \\\n  -d ${shell(indented([body]))}`,
+  curl: (base, body) => curl(`${base}/v1`, [body]),
   Python: (base, body) => `import os
 
 import requests
@@ -77,7 +78,7 @@ for (const image of (await response.json()).data) console.log(image.imageURL, im
 };
 
 const RUNFLOW = {
-  curl: (base, { model, input }) => `curl -sS ${base}/v1/models/${model}/runs \\\n  -H "Authorization: Bearer $DARKROOM_KEY" \\\n  -H "Content-Type: application/json" \\\n  -d ${shell(indented({ input: { ...input, sync_mode: true } }))}`,
+  curl: (base, { model, input }) => curl(`${base}/v1/models/${model}/runs`, { input: { ...input, sync_mode: true } }),
   Python: (base, { model, input }) => `import os
 
 import requests

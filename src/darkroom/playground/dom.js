@@ -27,6 +27,11 @@ export function toast(text) {
   toastTimer = setTimeout(() => box.classList.remove("shown"), 4000);
 }
 
+/** Say something to a screen reader only. */
+export function announce(text) {
+  $("announced").textContent = text;
+}
+
 export async function copy(text, what) {
   try {
     await navigator.clipboard.writeText(text);

@@ -8,6 +8,7 @@ export class Gallery {
   constructor(root, actions) {
     this.actions = actions;
     this.cursor = "";
+    this.turn = 0; // of the last question: earlier ones are not answered any more
     this.search = h("input", { type: "search", id: "gallery-search", placeholder: "Search prompts", "aria-label": "Search prompts" });
     this.model = h("select", { "aria-label": "Show model" });
     this.grid = h("div", { class: "grid" });
@@ -31,16 +32,20 @@ export class Gallery {
   }
 
   async load() {
-    const asked = `${this.search.value}|${this.model.value}`;
+    const turn = ++this.turn;
     try {
-      const page = await api.tasks({ search: this.search.value, model: this.model.value, cursor: this.cursor });
-      if (asked !== `${this.search.value}|${this.model.value}`) return;
-      for (const record of page.items) for (const result of record.results) if (result.url) this.grid.append(this.tile({ ...result, record }));
-      this.cursor = page.next ?? "";
+      let made = [];
+      do { // a page of failed tasks shows nothing
+        const page = await api.tasks({ search: this.search.value, model: this.model.value, cursor: this.cursor });
+        if (turn !== this.turn) return;
+        made = page.items.flatMap((record) => record.results.filter((result) => result.url).map((result) => ({ ...result, record })));
+        this.cursor = page.next ?? "";
+      } while (this.cursor && !made.length);
+      this.grid.append(...made.map((picture) => this.tile(picture)));
       this.more.hidden = !this.cursor;
       this.words.textContent = this.grid.children.length ? "" : "No pictures found.";
     } catch (error) {
-      this.words.textContent = error.message;
+      if (turn === this.turn) this.words.textContent = error.message;
     }
   }
 

@@ -1,6 +1,8 @@
 // Reference images: dropped, pasted, picked, by URL or from the gallery; reorderable, named as prompts name them.
 
-import { h, toast } from "./dom.js";
+import { h, local, toast } from "./dom.js";
+
+const MOVED = "text/x-reference"; // a tile of the list itself, on its way to another place there
 
 export class References {
   constructor(root, onChange) {
@@ -12,7 +14,7 @@ export class References {
     this.url = h("input", { type: "url", id: "reference-url", placeholder: "https://…", "aria-label": "Address of a reference image" });
     this.count = h("span", { class: "hint" });
     this.message = h("p", { class: "error", hidden: true });
-    this.add = h("div", { class: "row" }, h("label", { class: "button", for: "reference-file" }, "Choose files"), this.file, this.url,
+    this.add = h("div", { class: "row" }, this.file, h("label", { class: "button", for: "reference-file" }, "Choose files"), this.url,
       h("button", { type: "button", onclick: () => this.fromUrl() }, "Add"));
     this.root = root;
     this.box = h("fieldset", { class: "field drop" }, h("legend", {}, "Reference images ", this.count), this.list,
@@ -47,6 +49,17 @@ export class References {
     this.render();
   }
 
+  /** Those of a task. addresses: {image id: URL} of those that are stored pictures. */
+  restore(sources, addresses) {
+    this.replace(sources.map((source, i) => (isData(source) ? { source, preview: source, name: `image ${i + 1}` }
+      : isId(source) ? { source, preview: local(addresses[source]) ?? null, name: `image ${i + 1}` } : address(source))));
+  }
+
+  /** For replace() after a reload; what is in the data is not kept twice. */
+  stored() {
+    return this.items.map((item) => (item.preview === item.source ? { ...item, preview: undefined } : item));
+  }
+
   error(message) {
     this.message.textContent = message;
     this.message.hidden = !message;
@@ -64,15 +77,25 @@ export class References {
   fromUrl() {
     const source = this.url.value.trim();
     if (!source) return;
-    this.put({ source, preview: null, name: source }); // no request to another host: the server fetches it
+    this.put(address(source));
     this.url.value = "";
   }
 
   listen() {
-    for (const name of ["dragover", "dragenter"]) this.box.addEventListener(name, (event) => { event.preventDefault(); this.box.classList.add("over"); });
+    const takes = ({ types }) => !types.includes(MOVED) && (types.includes("Files") || types.includes("text/uri-list"));
+    for (const name of ["dragover", "dragenter"]) this.box.addEventListener(name, (event) => { if (takes(event.dataTransfer)) { event.preventDefault(); this.box.classList.add("over"); } });
     for (const name of ["dragleave", "drop"]) this.box.addEventListener(name, () => this.box.classList.remove("over"));
-    this.box.addEventListener("drop", (event) => { event.preventDefault(); event.stopPropagation(); this.files(event.dataTransfer.files); });
+    this.box.addEventListener("drop", (event) => { if (takes(event.dataTransfer)) { event.preventDefault(); event.stopPropagation(); this.dropped(event.dataTransfer); } });
     document.addEventListener("paste", (event) => { if (event.clipboardData.files.length && this.max) this.files(event.clipboardData.files); });
+  }
+
+  // A picture of this page comes with its address, from some browsers as a file too.
+  dropped(data) {
+    const source = data.getData("text/uri-list").split(/[\r\n]+/).find((line) => /^https?:/.test(line));
+    const id = source && pictureId(source);
+    if (id) this.put({ source: id, preview: local(source), name: "a picture made here" });
+    else if (data.files.length || !source) this.files(data.files);
+    else this.put(address(source));
   }
 
   move(from, by) {
@@ -87,6 +110,7 @@ export class References {
   remove(index) {
     this.items.splice(index, 1);
     this.render();
+    (this.list.children[Math.min(index, this.items.length - 1)]?.querySelector("button:last-child") ?? this.file).focus();
   }
 
   render() {
@@ -97,22 +121,31 @@ export class References {
   }
 
   tile(item, i) {
-    const picture = item.preview ? h("img", { src: item.preview, alt: `Image ${i + 1}: ${item.name}` }) : h("span", { class: "address" }, item.name);
+    const preview = item.preview ?? (isData(item.source) ? item.source : null);
+    const picture = preview ? h("img", { src: preview, alt: `Image ${i + 1}: ${item.name}` }) : h("span", { class: "address" }, item.name);
     const tile = h("li", { draggable: "true" }, picture, h("span", { class: "label" }, `image ${i + 1}`),
       h("span", { class: "tools" },
         h("button", { type: "button", "aria-label": `Move image ${i + 1} to the front`, disabled: i === 0, onclick: () => this.move(i, -1) }, "‹"),
         h("button", { type: "button", "aria-label": `Move image ${i + 1} back`, disabled: i === this.items.length - 1, onclick: () => this.move(i, 1) }, "›"),
         h("button", { type: "button", "aria-label": `Remove image ${i + 1}`, onclick: () => this.remove(i) }, "×")));
-    tile.addEventListener("dragstart", (event) => event.dataTransfer.setData("text/x-reference", String(i)));
+    tile.addEventListener("dragstart", (event) => event.dataTransfer.setData(MOVED, String(i)));
+    tile.addEventListener("dragover", (event) => { if (event.dataTransfer.types.includes(MOVED)) event.preventDefault(); });
     tile.addEventListener("drop", (event) => {
-      const from = event.dataTransfer.getData("text/x-reference");
+      const from = event.dataTransfer.getData(MOVED);
       if (from !== "") { event.preventDefault(); event.stopPropagation(); this.move(Number(from), i - Number(from)); }
     });
     return tile;
   }
 }
 
-export function dataUri(blob) {
+const isData = (source) => source.startsWith("data:");
+export const isId = (source) => /^[0-9a-f-]{36}$/.test(source);
+const address = (source) => ({ source, preview: null, name: source }); // no request to another host: the server fetches it
+
+// The id of a stored picture by its address at this server, whatever the server's public name.
+const pictureId = (source) => new URL(source).pathname.match(/^\/ii\/([0-9a-f-]{36})\.\w+$/)?.[1];
+
+function dataUri(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);

@@ -1,38 +1,54 @@
-// Tasks in flight: place in the queue, the step they are at, a preview, a way to stop them. Survives a reload.
+// Tasks in flight: which of them are followed, and how. Survives a reload.
 
 import * as api from "./api.js";
-import { $, h, local, toast } from "./dom.js";
+import { Card } from "./card.js";
+import { $, announce, toast } from "./dom.js";
 
 const STORED = "darkroom-running";
-const STAGES = { queue: "Waiting", text: "Reading the prompt", references: "Looking at the references", denoise: "Developing", decode: "Fixing", encode: "Saving" };
+const STREAMS = 2; // a browser opens six connections to a server, over all its tabs: the rest must answer clicks
+const ASK_MS = 1500; // how often the tasks without a stream are asked after
+const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 
 export class Running {
-  /** onDone(record): the task has ended; record is GET /v1/tasks/{id}. */
-  constructor(root, onDone) {
-    this.root = root;
-    this.onDone = onDone;
-    this.tasks = new Map();
+  /** onDone(record): the task has ended; record is GET /v1/tasks/{id}. onDenied(error): it waits for a key, and for resume(). */
+  constructor(root, onDone, onDenied) {
+    Object.assign(this, { root, onDone, onDenied, timer: null });
+    this.tasks = new Map(); // id → {id, prompt, count, card, state, stream}, oldest first; stream: stops it, null: polled
     $("cancel-all").addEventListener("click", () => this.cancelAll());
+    document.addEventListener("visibilitychange", () => this.follow());
   }
 
   resume() {
-    for (const { id, prompt, count } of JSON.parse(sessionStorage.getItem(STORED) ?? "[]")) this.watch(id, prompt, count);
+    for (const { id, prompt, count } of JSON.parse(sessionStorage.getItem(STORED) ?? "[]")) {
+      this.show(id, prompt, count);
+      this.tasks.get(id).state = "sent";
+    }
+    this.follow();
   }
 
-  watch(id, prompt, count) {
-    const view = new Card(prompt, count, () => this.cancel(id));
-    const abort = new AbortController();
-    this.tasks.set(id, { id, prompt, count, view, abort });
-    this.root.prepend(view.element);
+  /** A task that is being sent: seen at once, followed when the server has it. */
+  show(id, prompt, count) {
+    if (this.tasks.has(id)) return;
+    const card = new Card(prompt, count, () => this.cancel(id));
+    this.tasks.set(id, { id, prompt, count, card, state: "sending", stream: null });
+    this.root.prepend(card.element);
+    announce(`Started: ${prompt}`);
     this.store();
-    api.follow(id, (name, data) => view.event(name, data), abort.signal)
-      .then(() => api.task(id))
-      .then((record) => this.onDone(record))
-      .catch((error) => toast(error.message))
-      .finally(() => this.drop(id));
+  }
+
+  sent(id) {
+    const task = this.tasks.get(id);
+    const unwanted = task.state === "unwanted";
+    task.state = "sent";
+    this.store();
+    this.follow();
+    if (unwanted) this.cancel(id);
   }
 
   async cancel(id) {
+    const task = this.tasks.get(id);
+    task.card.say("Cancelling");
+    if (task.state === "sending") { task.state = "unwanted"; return; } // the server does not know it yet
     try {
       await api.cancel(id);
     } catch (error) {
@@ -45,53 +61,79 @@ export class Running {
   }
 
   drop(id) {
-    this.tasks.get(id)?.view.element.remove();
+    const { card, stream } = this.tasks.get(id);
+    const focused = card.element.contains(document.activeElement);
+    stream?.abort();
+    card.element.remove();
     this.tasks.delete(id);
     this.store();
+    if (focused) $("generate").focus();
+    this.follow();
   }
 
   store() {
-    const kept = [...this.tasks.values()].map(({ id, prompt, count }) => ({ id, prompt, count }));
+    const kept = [...this.tasks.values()].filter(({ state }) => state === "sent" || state === "denied").map(({ id, prompt, count }) => ({ id, prompt, count }));
     sessionStorage.setItem(STORED, JSON.stringify(kept));
-    $("cancel-all").hidden = kept.length < 2;
-    document.title = kept.length ? `(${kept.length}) Darkroom` : "Darkroom";
-  }
-}
-
-class Card {
-  constructor(prompt, count, cancel) {
-    this.words = h("span", { class: "words" }, "Sending");
-    this.bar = h("progress", { max: 1, "aria-label": "Progress" });
-    this.results = Array.from({ length: count }, () => ({ done: 0, picture: h("div", { class: "frame" }) }));
-    this.element = h("article", { class: "running" },
-      h("div", { class: "frames" }, this.results.map((result) => result.picture)),
-      h("div", { class: "row between" }, this.words, h("button", { type: "button", class: "cancel", onclick: cancel }, "Cancel")),
-      this.bar, h("p", { class: "hint clip" }, prompt));
+    const all = $("cancel-all");
+    if (this.tasks.size < 2 && all === document.activeElement) $("generate").focus();
+    all.hidden = this.tasks.size < 2;
+    document.title = this.tasks.size ? `(${this.tasks.size}) Darkroom` : "Darkroom";
   }
 
-  event(name, data) {
-    if (name === "queue") this.words.textContent = data.position ? `Waiting: ${data.position} ${data.position === 1 ? "task" : "tasks"} ahead` : "Next in line";
-    if (name === "offline") this.words.textContent = "Connection lost. Trying again…";
-    if (name === "progress") this.progress(data);
-    if (name === "preview") this.picture(data.result, data.image, `Preview after step ${data.step} of ${data.steps}`);
-    if (name === "result" && data.url) { this.results[data.result].done = 1; this.picture(data.result, local(data.url), `Result ${data.result + 1}`); this.measure(); }
+  /** The oldest tasks get the streams, while somebody looks; the others are asked after. */
+  follow() {
+    const sent = [...this.tasks.values()].filter(({ state }) => state === "sent");
+    const streamed = document.hidden ? [] : sent.slice(0, STREAMS);
+    for (const task of sent) {
+      if (!streamed.includes(task)) { task.stream?.abort(); task.stream = null; }
+      else if (!task.stream) this.stream(task);
+    }
+    if (sent.length > streamed.length) this.timer ??= setTimeout(() => this.ask(), ASK_MS);
   }
 
-  progress({ result, stage, step, steps }) {
-    const before = { queue: 0, text: 0, references: 0, denoise: step / steps, decode: 0.97, encode: 0.99 }[stage] ?? 0;
-    this.results[result].done = Math.min(before, 0.99);
-    this.words.textContent = stage === "denoise" ? `Developing: step ${step} of ${steps}` : STAGES[stage] ?? stage;
-    this.measure();
+  async stream(task) {
+    const stream = task.stream = new AbortController();
+    try {
+      const record = await api.follow(task.id, (name, data) => task.card.event(name, data), stream.signal);
+      if (record) this.done(task, record);
+    } catch (error) {
+      this.failed(task, error);
+    }
   }
 
-  measure() {
-    this.bar.value = this.results.reduce((sum, result) => sum + result.done, 0) / this.results.length;
+  // One after the other: together they would take the connections that streams leave.
+  async ask() {
+    for (const task of [...this.tasks.values()].filter(({ state, stream }) => state === "sent" && !stream)) {
+      try {
+        const record = await api.task(task.id);
+        if (ENDED.has(record.status)) this.done(task, record);
+        else if (!task.stream) task.card.record(record);
+      } catch (error) {
+        this.failed(task, error);
+      }
+    }
+    this.timer = null;
+    this.follow();
   }
 
-  picture(result, source, alt) {
-    const frame = this.results[result]?.picture;
-    if (!frame) return;
-    frame.replaceChildren(h("img", { src: source, alt }));
-    frame.classList.add("seen");
+  done(task, record) {
+    if (this.tasks.get(task.id) !== task) return; // it was asked after when its stream told the end
+    this.drop(task.id);
+    if (record.status === "succeeded") announce(`Ready: ${task.prompt}`);
+    this.onDone(record);
+  }
+
+  failed(task, error) {
+    if (this.tasks.get(task.id) !== task) return;
+    if (error.status === 401 || error.status === 403) {
+      Object.assign(task, { state: "denied", stream: null });
+      task.card.say("Waiting for the key");
+      this.follow();
+      this.onDenied(error);
+    } else if (error.status === 0 || error.status >= 500) task.card.event("offline");
+    else {
+      toast(error.message);
+      this.drop(task.id);
+    }
   }
 }

@@ -12,37 +12,52 @@ export class Seed {
     root.replaceChildren(h("div", { class: "field" }, h("label", { for: "seed-value" }, "Seed"),
       h("div", { class: "row" }, this.input,
         h("button", { type: "button", class: "quiet", title: "A new seed", "aria-label": "Roll a new seed", onclick: () => this.write(roll()) }, "⚄"), this.lock), this.message));
-    this.input.addEventListener("input", () => { this.error(""); this.mark(); onChange(); });
+    this.input.addEventListener("input", () => this.changed());
   }
 
-  /** A JSON integer, undefined for random. Seeds above 2^53 stay text here and exact on the wire. */
+  /** A number, undefined for random and for what problem() names. */
   value() {
-    return this.input.value.trim() || undefined;
+    return this.text() && !this.problem() ? Number(this.text()) : undefined;
+  }
+
+  /** Why this is no seed, "" when it is one. The API takes larger ones, but a page's numbers are not exact there. */
+  problem() {
+    if (!/^\d*$/.test(this.text())) return "A seed is a whole number: digits only, or nothing for a random one.";
+    if (Number(this.text()) > Number.MAX_SAFE_INTEGER) return `Seeds above ${Number.MAX_SAFE_INTEGER} are for the API only: a browser would round this one.`;
+    return "";
+  }
+
+  text() {
+    return this.input.value.trim();
   }
 
   write(seed) {
     this.input.value = seed ?? "";
-    this.error("");
-    this.mark();
-    this.onChange();
+    this.changed();
   }
 
   used(seed) {
     this.last = seed;
   }
 
+  focus() {
+    this.input.focus();
+  }
+
   error(message) {
     this.message.textContent = message;
     this.message.hidden = !message;
+    message ? this.input.setAttribute("aria-invalid", "true") : this.input.removeAttribute("aria-invalid");
   }
 
   toggle() {
-    if (this.value() !== undefined) this.write("");
-    else this.write(this.last ?? roll());
+    this.write(this.text() ? "" : this.last ?? roll());
   }
 
-  mark() {
-    this.lock.setAttribute("aria-pressed", String(this.value() !== undefined));
+  changed() {
+    this.error(this.problem());
+    this.lock.setAttribute("aria-pressed", String(this.text() !== ""));
+    this.onChange();
   }
 }
 

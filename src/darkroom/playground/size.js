@@ -50,6 +50,10 @@ export class Size {
     for (const input of [this.width, this.height]) message ? input.setAttribute("aria-invalid", "true") : input.removeAttribute("aria-invalid");
   }
 
+  focus(side) {
+    (side === "height" ? this.height : this.width).focus();
+  }
+
   // Keep the area when the shape changes.
   ratio(w, h) {
     const { width, height } = this.values();

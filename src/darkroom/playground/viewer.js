@@ -16,22 +16,22 @@ export class Viewer {
       h("p", { class: "hint" }, "Describe a picture and press Generate. Every step of it appears here.")));
   }
 
-  /** Add the pictures of a finished task, newest first, and show the first of them. */
+  /** Add the pictures of a finished task, newest first, each once, and show the first of them. */
   add(record) {
     const made = record.results.filter((result) => result.url).map((result) => ({ ...result, record }));
-    this.pictures.unshift(...made);
-    this.pictures.length = Math.min(this.pictures.length, 60);
+    const others = this.pictures.filter((picture) => !made.some((one) => one.image_id === picture.image_id));
+    this.pictures = [...made, ...others].slice(0, 60);
     this.renderStrip();
     if (made.length) this.show(made[0]);
   }
 
   show(picture) {
-    this.current = picture;
+    this.current = this.pictures.find((one) => one.image_id === picture.image_id) ?? picture;
     this.other = null;
     const { record } = picture;
     this.root.replaceChildren(
       h("figure", {}, h("a", { href: local(picture.url), target: "_blank", rel: "noopener" }, h("img", { class: "large", src: local(picture.url), alt: record.prompt, width: picture.width, height: picture.height })),
-        h("figcaption", {}, record.prompt)),
+        h("figcaption", {}, caption(record.prompt))),
       this.facts(picture), this.tools(picture));
     this.renderStrip();
   }
@@ -49,7 +49,7 @@ export class Viewer {
     const { record } = picture;
     const button = (text, onclick) => h("button", { type: "button", onclick }, text);
     return h("div", { class: "row wrap tools" },
-      h("a", { class: "button", href: local(picture.url), download: `${record.prompt.slice(0, 40).replace(/[^\w]+/g, "-") || "picture"}.${picture.url.split(".").at(-1)}` }, "Download"),
+      h("a", { class: "button", href: local(picture.url), download: `${fileName(record.prompt)}.${picture.url.split(".").at(-1)}` }, "Download"),
       button("Copy", () => copyPicture(local(picture.url))),
       button("Copy link", () => copy(new URL(picture.url, location).href, "Link")),
       button("Use as reference", () => this.actions.reference(picture)),
@@ -70,7 +70,9 @@ export class Viewer {
     slider.addEventListener("input", set);
     const pick = h("select", { "aria-label": "Picture to compare with", onchange: (event) => { this.other = others[event.target.value]; bottom.src = local(this.other.url); bottom.alt = `B: ${this.other.record.prompt}`; } },
       others.map((picture, i) => h("option", { value: i }, `${picture.record.prompt.slice(0, 50)} · seed ${picture.seed}`)));
-    this.root.replaceChildren(h("div", { class: "compare" }, h("div", { class: "pair" }, bottom, over), slider,
+    const pair = h("div", { class: "pair" }, bottom, over); // one box, of A's shape: what lies over what must be as large
+    pair.style.setProperty("--shape", this.current.width / this.current.height);
+    this.root.replaceChildren(h("div", { class: "compare" }, pair, slider,
       h("div", { class: "row between" }, h("b", {}, "A"), h("b", {}, "B"))), pick,
     h("div", { class: "row tools" }, h("button", { type: "button", onclick: () => this.show(this.current) }, "Back to one picture")));
     set();
@@ -90,7 +92,24 @@ export class Viewer {
 }
 
 export function tile(picture, onclick) {
-  return h("button", { type: "button", class: "tile", onclick, title: picture.record.prompt }, h("img", { src: local(picture.url), alt: picture.record.prompt, loading: "lazy" }));
+  const gone = () => {
+    element.disabled = true;
+    element.classList.add("expired");
+    element.replaceChildren("Expired");
+  };
+  const element = h("button", { type: "button", class: "tile", onclick, title: picture.record.prompt },
+    h("img", { src: local(picture.url), alt: picture.record.prompt, loading: "lazy", onerror: gone }));
+  return element;
+}
+
+// A long prompt is cut until it is clicked: what to do with the picture stays in sight.
+function caption(prompt) {
+  return prompt.length > 180 ? h("details", { class: "caption" }, h("summary", { title: "The whole prompt" }, h("span", {}, prompt))) : prompt;
+}
+
+/** A prompt's beginning as a file's name, in whatever script it is written. */
+function fileName(prompt) {
+  return [...prompt].slice(0, 40).join("").replace(/[^\p{L}\p{M}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "picture";
 }
 
 // Browsers put only PNG on the clipboard.
