@@ -30,7 +30,7 @@ from training.schedule import draw_level, draw_sigma, size_shift
 
 GUIDANCE = 3.5  # of the base model, folded into the distilled ones
 # Outlines are drawn where half of the noise is gone; what a caption means is decided before, and learned by then.
-OUTLINES = -0.6
+OUTLINES = -0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,10 @@ PRACTICE = {  # back from 128 px to every size with the edits that were learned 
     "all512": 0.08,
     "all512x256": 0.02,
     "all256x512": 0.02,
-    "night256": 0.2,
-    "night_choose256": 0.1,
-    "night_place256": 0.07,
-    "night_meet256x2": 0.03,
+    "night256": 0.6,
+    "night_choose256": 0.2,
+    "night_place256": 0.12,
+    "night_meet256x2": 0.06,
     "change192x256": 0.05,
     "change256x192": 0.05,
     "change256x128": 0.035,
@@ -131,15 +131,15 @@ REFINE = {  # for four-step kinds: with PRACTICE's share of edits they lost some
     "choose256": 0.28,
     "place256": 0.17,
     "edit256": 0.15,
-    "meet256x2": 0.09,
-    "meet256x3": 0.045,
+    "meet256x2": 0.14,
+    "meet256x3": 0.07,
     "edit256x2": 0.03,
     "edit256x3": 0.03,
     "edit256x4": 0.015,
-    "night256": 0.24,
-    "night_choose256": 0.13,
-    "night_place256": 0.09,
-    "night_meet256x2": 0.05,
+    "night256": 0.6,
+    "night_choose256": 0.22,
+    "night_place256": 0.14,
+    "night_meet256x2": 0.08,
 }
 EDITS = {"edit128": 0.6, "edit128x2": 0.12, "all128": 0.28}
 STAGES = {
