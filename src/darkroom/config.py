@@ -57,7 +57,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs a key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     data: Path = Field(Path("darkroom-data"), description="Folder for the database, pictures, adapters.")
-    public_url: str = Field("", description="Base of the URLs given to clients; empty: the address of the request.")
+    public_url: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Base of the URLs given to clients; empty: the address of the request.",
+    )
     database_url: str = Field("", description="PostgreSQL URL; empty: SQLite in the data folder.")
     media_url: str = Field("", description="Bucket for pictures (s3://, gs://, az://); empty: the data folder.")
     models: Path = Field(Path("~/.cache/darkroom/models"), description="Folder of installed weights.")
@@ -86,7 +90,9 @@ class Settings(BaseSettings):
     concurrent_tasks: int = Field(8, ge=1, description="Tasks one server works on at once.")
     lease_seconds: float = Field(20.0, gt=0, description="A task whose worker is silent for so long is taken over.")
     grace_seconds: float = Field(8.0, ge=0, description="Time running tasks get to finish when the server stops.")
-    keep_seconds: int = Field(7 * 86400, ge=60, description="Pictures and records are kept so long by default.")
+    keep_seconds: int = Field(
+        7 * 86400, ge=60, le=3_155_760_000, description="Pictures and records are kept so long by default."
+    )
     allow_private_urls: bool = Field(False, description="Let callers' URLs point to private and loopback addresses.")
     fetch_seconds: float = Field(20.0, gt=0, description="Time for fetching one input image.")
     fetch_bytes: int = Field(50 << 20, ge=1, description="Size of one input image at most.")
@@ -105,7 +111,11 @@ class Settings(BaseSettings):
     sync_seconds: float = Field(25.0, gt=0, description="Longest wait of a Runflow sync_mode request.")
     inline_outputs: bool = Field(False, description="Answer Runflow sync_mode with data URIs instead of URLs.")
     metadata: bool = Field(True, description="Write the parameters into the picture's file.")
-    default_acceleration: str = Field("", description="acceleration when a request names none; empty: the card's.")
+    default_acceleration: str = Field(
+        "",
+        pattern="^(none|low|medium|high)?$",
+        description="acceleration when a request names none; empty: the card's.",
+    )
     log_format: str = Field("text", pattern="^(text|json)$", description="text or json.")
     huggingface_token: str = Field("", description="Token for gated repositories.")
 

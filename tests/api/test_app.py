@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,31 @@ async def test_every_documentation_link_of_an_error_leads_somewhere(server: Test
             page = await client.get(address)
             assert page.status_code == 200
             assert f'id="{anchor}"' in page.text or not anchor
+
+
+@pytest.mark.parametrize(("path", "code"), [("/v1", "serviceUnavailable"), ("/v1/cards", "UNAVAILABLE")])
+async def test_who_still_waits_when_the_server_stops_is_told(tmp_path: Path, path: str, code: str) -> None:
+    sent: list[dict[str, Any]] = []
+    asked = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        asked.set()
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with serving(tmp_path) as server:
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+            "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"",
+            "headers": [(b"host", b"darkroom.test")], "client": ("127.0.0.1", 1), "server": ("darkroom.test", 80),
+        }  # fmt: skip
+        scope = scope if path == "/v1" else {**scope, "path": "/v1/asset-uploads", "raw_path": b"/v1/asset-uploads"}
+        call = asyncio.create_task(server.app(scope, receive, send))
+        await asked.wait()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    assert sent[0]["status"] == 503
+    assert code in sent[1]["body"].decode()

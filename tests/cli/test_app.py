@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from darkroom.cli.app import app, run
+from darkroom.cli.common import print_table
 from darkroom.cli.generate import CALLED_HERE
 from tests.cli.commands import Command
 
@@ -134,6 +135,22 @@ def test_what_is_not_there_is_one_line_and_status_1(command: Command, arguments:
 def test_settings_of_the_environment_are_named_as_such(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_PORT", "99999")
     assert command("models").error.startswith("darkroom: DARKROOM_PORT: Input should be less than or equal")
+
+
+def test_a_folder_that_cannot_be_used_is_named_in_one_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for arguments in ("keys list", "tasks list", "migrate", "serve"):
+        ended = command(*arguments.split(), "--data", str(tmp_path / "file"))
+        assert ended.status == 1
+        assert ended.error.splitlines()[-1].startswith(f"darkroom: {tmp_path / 'file'}")
+        assert "Traceback" not in ended.error
+
+
+def test_what_callers_wrote_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("", ["prompt"], [["\x1b]0;mine\x07\x1b[31mred\x9b2J\nline"]])
+    out = capsys.readouterr().out
+    assert not set(out) & set("\x1b\x07\x9b")
+    assert "line" in out
 
 
 def test_ctrl_c(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ is answered in the words of errors.py: never with a traceback.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -113,9 +114,8 @@ class Guard:
             else:
                 await self.app(scope, receive, send)
             return
-        is_head = scope["method"] == "HEAD" and not scope["path"].endswith(
-            "/events"
-        )  # a stream has no end to leave out
+        # A stream of events has no end, so there is nothing to leave out.
+        is_head = scope["method"] == "HEAD" and not scope["path"].endswith("/events")
         scope = {**scope, "method": "GET"} if is_head else scope
         answer = Answer(send, model_mode(self.services), is_head)
         started = time.perf_counter()
@@ -126,6 +126,8 @@ class Guard:
             await self.app(scope, self._bounded(scope, receive), answer)
         except BodyTooLarge:
             await answer.instead(413, self._address(scope))
+        except asyncio.CancelledError:  # the server stops, and this call has waited for longer than it may
+            await answer.instead(503, self._address(scope))
         except Exception as error:  # noqa: BLE001 - the last line of defence: logged here, and the caller is told a number
             await answer.instead(500, self._address(scope), unexpected(error))
         route = getattr(scope.get("route"), "path", "none")

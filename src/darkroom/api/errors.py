@@ -36,6 +36,7 @@ REASONS = {
     405: "METHOD_NOT_ALLOWED",
     413: "PAYLOAD_TOO_LARGE",
     500: "INTERNAL_ERROR",
+    503: "UNAVAILABLE",
 }
 
 
@@ -79,6 +80,7 @@ def sentence(status: int) -> str:
         404: "There is nothing at this address. /docs lists what there is.",
         405: "This address does not take this method.",
         413: "The request is larger than this server takes.",
+        503: "The server stops. What it had accepted is kept: ask for it again when it is back.",
     }
     return messages.get(status, "The request was refused.")
 

@@ -63,6 +63,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return complain(say(error), BAD_INPUT)
     except DarkroomError as error:
         return complain(error.message, BAD_INPUT if is_bad_input(error) else FAILED)
+    except BrokenPipeError:
+        raise  # whoever reads has had enough: typer knows
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        return complain(f"{named}{error.strerror or error}", FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return complain("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0

@@ -44,7 +44,14 @@ CODES: dict[str, tuple[str, int]] = {  # code of errors.py → code on the wire,
     "configuration": ("internalServerError", 500),
 }
 NOT_FOUND = {"task": "taskNotFound", "model": "modelNotFound", "adapter": "modelNotFound", "media": "mediaNotFound"}
-FRAMEWORK = {400: "invalidRequest", 403: "forbidden", 404: "notFound", 405: "unsupportedMethod", 413: "valueTooLarge"}
+FRAMEWORK = {
+    400: "invalidRequest",
+    403: "forbidden",
+    404: "notFound",
+    405: "unsupportedMethod",
+    413: "valueTooLarge",
+    503: "serviceUnavailable",
+}
 PREFIXED = re.compile(r"^(lora|safety)(?:\[\d+\])?\.(\w+)$")  # these fields' codes carry their parent's name
 FIELD_NAMES = {  # where the rule would not give the code that clients know
     "inputs.referenceImages": "ReferenceImages",
