@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Data folder. [env: DARKROOM_DATA]", show_default=False)
+    Path | None, typer.Option("--data", help="Data folder. \\[env: DARKROOM_DATA]", show_default=False)
 ]
 ModelsOption = Annotated[
     Path | None,
-    typer.Option("--models", help="Folder of installed weights. [env: DARKROOM_MODELS]", show_default=False),
+    typer.Option("--models", help="Folder of installed weights. \\[env: DARKROOM_MODELS]", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

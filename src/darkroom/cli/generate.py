@@ -99,10 +99,10 @@ def generate(
     ] = True,
     device: Annotated[
         str | None,
-        typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps. [env: DARKROOM_DEVICE]", show_default="auto"),
+        typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps. \\[env: DARKROOM_DEVICE]", show_default="auto"),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="auto, fp32 or bf16. [env: DARKROOM_DTYPE]", show_default="auto")
+        str | None, typer.Option("--dtype", help="auto, fp32 or bf16. \\[env: DARKROOM_DTYPE]", show_default="auto")
     ] = None,
     models: ModelsOption = None,
     data: DataOption = None,

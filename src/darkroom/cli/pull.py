@@ -22,7 +22,7 @@ def pull(
         str, typer.Option("--revision", metavar="COMMIT", help="Commit, tag or branch; else the one pulled before.")
     ] = "",
     token: Annotated[
-        str, typer.Option("--token", help="Hub token for gated weights. [env: DARKROOM_HUGGINGFACE_TOKEN]")
+        str, typer.Option("--token", help="Hub token for gated weights. \\[env: DARKROOM_HUGGINGFACE_TOKEN]")
     ] = "",
     models: ModelsOption = None,
 ) -> None:

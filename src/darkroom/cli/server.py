@@ -11,22 +11,24 @@ from darkroom.cli.common import DataOption, ModelsOption, settings
 
 def serve(
     host: Annotated[
-        str | None, typer.Option("--host", help="Address to listen on. [env: DARKROOM_HOST]", show_default="127.0.0.1")
+        str | None,
+        typer.Option("--host", help="Address to listen on. \\[env: DARKROOM_HOST]", show_default="127.0.0.1"),
     ] = None,
     port: Annotated[
-        int | None, typer.Option("--port", help="Port to listen on. [env: DARKROOM_PORT]", show_default="8000")
+        int | None, typer.Option("--port", help="Port to listen on. \\[env: DARKROOM_PORT]", show_default="8000")
     ] = None,
     data: DataOption = None,
     models: ModelsOption = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps. [env: DARKROOM_DEVICE]", show_default="auto"),
+        typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps. \\[env: DARKROOM_DEVICE]", show_default="auto"),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="auto, fp32 or bf16. [env: DARKROOM_DTYPE]", show_default="auto")
+        str | None, typer.Option("--dtype", help="auto, fp32 or bf16. \\[env: DARKROOM_DTYPE]", show_default="auto")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option("--engine", help="child, local or fake. [env: DARKROOM_ENGINE]", show_default="child")
+        str | None,
+        typer.Option("--engine", help="child, local or fake. \\[env: DARKROOM_ENGINE]", show_default="child"),
     ] = None,
 ) -> None:
     """Serve the APIs and the playground. Every setting also comes from DARKROOM_… or darkroom.toml."""

@@ -29,7 +29,7 @@ def top(
         str | None,
         typer.Argument(
             metavar="[URL]",
-            help="Of a server. [env: DARKROOM_HOST, DARKROOM_PORT]",
+            help="Of a server. \\[env: DARKROOM_HOST, DARKROOM_PORT]",
             show_default="http://127.0.0.1:8000",
         ),
     ] = None,
