@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     public_url: str = Field(
         "",
         pattern=r"^(https?://\S+)?$",
-        description="Base of the URLs given to clients; empty: the address of the request.",
+        description="Base of the URLs given to clients, http(s)://…; empty: the address of the request.",
     )
     database_url: str = Field("", description="PostgreSQL URL; empty: SQLite in the data folder.")
     media_url: str = Field("", description="Bucket for pictures (s3://, gs://, az://); empty: the data folder.")
@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     default_acceleration: str = Field(
         "",
         pattern="^(none|low|medium|high)?$",
-        description="acceleration when a request names none; empty: the card's.",
+        description="acceleration (none, low, medium, high) when a request names none; empty: the card's.",
     )
     log_format: str = Field("text", pattern="^(text|json)$", description="text or json.")
     huggingface_token: str = Field("", description="Token for gated repositories.")
@@ -180,4 +180,7 @@ def load(**arguments: object) -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":  # only the file gives names that are not asked for
             raise ConfigurationError(_no_such(name), parameter=name) from None
-        raise ConfigurationError(f"DARKROOM_{name.upper()}: {first['msg']}.", parameter=name) from None
+        told = f"{first['msg']}."
+        if first["type"] == "string_pattern_mismatch":  # a pattern is no explanation
+            told = f"{first['input']!r} is no value of it. {Settings.model_fields[name].description}"
+        raise ConfigurationError(f"DARKROOM_{name.upper()}: {told}", parameter=name) from None
