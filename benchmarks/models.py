@@ -78,14 +78,15 @@ class Model:
 
 
 class AtLength(Installed):
-    """The embedded model's folder with another text length."""
+    """The embedded model's folder with another text length, and every size drawn as it is asked for."""
 
     def __init__(self, folder: Path, text_length: int) -> None:
         super().__init__(Path("no-weights-installed"), folder)
         self._text_length = text_length
 
     def locate(self, card: Any) -> Located:
-        return msgspec.structs.replace(super().locate(card), text_length=self._text_length)
+        located = super().locate(card)
+        return msgspec.structs.replace(located, text_length=self._text_length, largest_side=0)
 
 
 @contextmanager

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from PIL import Image
 
+from darkroom.catalog.card import Card
 from darkroom.catalog.catalog import load_catalog
-from darkroom.catalog.installed import Installed
+from darkroom.catalog.installed import Installed, Located
 from darkroom.engine.costs import Costed, Costs
 from darkroom.engine.engine import Engine
 from darkroom.engine.options import EngineOptions
@@ -45,10 +47,17 @@ class FreeCompany(Costs):
         return 1.0
 
 
-def make_engine(costs: Costs | None = None, **options: Any) -> Engine:
+class EverySize(Installed):
+    """Weights that know every size that their cards allow, as real ones do."""
+
+    def locate(self, card: Card) -> Located:
+        return msgspec.structs.replace(super().locate(card), largest_side=0)
+
+
+def make_engine(costs: Costs | None = None, *, kind: type[Installed] = Installed, **options: Any) -> Engine:
     """An engine on the tiny models, on a CPU in fp32 unless told otherwise."""
     given = {"device": "cpu", "dtype": "fp32"} | options
-    installed = Installed(Path("no-weights-installed"), tiny.embedded())
+    installed = kind(Path("no-weights-installed"), tiny.embedded())
     return Engine(load_catalog(), installed, EngineOptions(**given), costs)
 
 

@@ -31,6 +31,7 @@ class Located(Value, frozen=True, kw_only=True):
     tea_coefficients: as on the card, or those of the embedded transformer.
     variant: which of the embedded transformers, "" for real weights. stands_in_for: the one that it should have been,
     "" when it is that one.
+    best_side, largest_side: pixels that the embedded model was trained on; 0: all that the card allows.
     """
 
     transformer: Path
@@ -44,18 +45,22 @@ class Located(Value, frozen=True, kw_only=True):
     tea_coefficients: tuple[float, ...] = (1.0, 0.0)
     variant: str = ""
     stands_in_for: str = ""
+    best_side: int = 0
+    largest_side: int = 0
 
 
 class Embedded(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """embedded.toml: which of the embedded transformers serves which kind of card, and which one while that is missing.
 
     variants: by guidance, or "kv". text: of the shared text encoder. own_texts: by variant, of the one in its folder.
-    side: pixels it draws best at. tea_coefficients: by variant, where calibrated.
+    side: pixels it draws best at. largest: pixels a side that it was trained on.
+    tea_coefficients: by variant, where calibrated.
     """
 
     text: TextFacts
     own_texts: dict[str, TextFacts]
     side: int
+    largest: int
     variants: dict[str, str]
     stand_ins: dict[str, str]
     tea_coefficients: dict[str, tuple[float, ...]] = {}
@@ -124,6 +129,8 @@ class Installed:
             tea_coefficients=self.facts.tea_coefficients.get(variant, card.tea_coefficients),
             variant=variant,
             stands_in_for=wanted if variant != wanted else "",
+            best_side=self.facts.side,
+            largest_side=self.facts.largest,
         )
 
     @staticmethod

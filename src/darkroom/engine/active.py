@@ -13,14 +13,16 @@ from darkroom.engine.references import References
 from darkroom.engine.row import Row, work_of
 from darkroom.engine.shelf import CardModels
 from darkroom.engine.text_encode import Encoded
-from darkroom.types import ImageRequest, Job, Record, Stage
+from darkroom.types import Job, Record, Stage
 
 
 class ActiveJob:
-    """open: results not told yet. unstarted: results that have no row yet. The rest is filled stage by stage."""
+    """request: as the network gets it, of the size it draws; the job's own says how large pictures are to be.
+    open: results not told yet. unstarted: results that have no row yet. The rest is filled stage by stage."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.request = job.request
         self.open = set(job.results)
         self.unstarted = deque(job.results)
         self.rows: list[Row] = []
@@ -37,10 +39,6 @@ class ActiveJob:
         self.prompt_used: str | None = None
         self.warnings: list[str] = []
         self._stage_ms: dict[str, float] = {}
-
-    @property
-    def request(self) -> ImageRequest:
-        return self.job.request
 
     @property
     def work(self) -> float:

@@ -28,6 +28,7 @@ from darkroom.engine import finishing, starting
 from darkroom.engine.active import ActiveJob
 from darkroom.engine.costs import Costs
 from darkroom.engine.devices import dtype_name, memory_used, start_peak, wait_for
+from darkroom.engine.enlarging import enlarged
 from darkroom.engine.measures import Measures
 from darkroom.engine.options import EngineOptions
 from darkroom.engine.preparation import Preparation, Work
@@ -289,6 +290,8 @@ class Engine:
             if finishing.put_back(row, row.patch, pixels):
                 self._deliver(row.patch.origin, row.patch.retouch.result())
             return
+        asked = self._jobs[row.task].job.request
+        pixels = enlarged(pixels, asked.width, asked.height)
         retouch = finishing.faces_of(self._stock, row, pixels)
         if retouch is None:
             self._deliver(row, pixels)

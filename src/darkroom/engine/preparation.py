@@ -10,9 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from darkroom.catalog.card import ReferenceLimits
 from darkroom.catalog.catalog import Catalog
 from darkroom.engine import kv
 from darkroom.engine.active import ActiveJob
+from darkroom.engine.enlarging import drawn_size
 from darkroom.engine.kv import KVKey
 from darkroom.engine.lora import Attached, active, applied
 from darkroom.engine.samplers import sampler
@@ -50,6 +54,7 @@ class Preparation:
             job.warnings.append(f"The embedded model has no {missing} variant yet: its {there} one draws this card.")
         if chosen.warning:
             job.warnings.append(chosen.warning)
+        _choose_size(job)
         return self._encode_text
 
     def _attach(self, job: ActiveJob, use: AdapterUse) -> Attached:
@@ -88,7 +93,7 @@ class Preparation:
         models, stock = job.loaded, self._stock
         with job.clock(Stage.REFERENCES):
             job.references = stock.references.encode(
-                stock.shelf.part(models.vae), models.vae, job.job.scope, job.job.references, models.card.references
+                stock.shelf.part(models.vae), models.vae, job.job.scope, job.job.references, _limits(job)
             )
         return self._extract if models.card.kv_references else None
 
@@ -108,6 +113,29 @@ class Preparation:
                     computed = kv.extract(transformer, references)
                 known = stock.bank.put(key, computed)
         job.kv_key, job.kv = key, known
+
+
+def _choose_size(job: ActiveJob) -> None:
+    """Has what is larger than the weights know drawn smaller. It is enlarged when it is finished."""
+    asked, known = job.request, job.loaded.located.largest_side
+    width, height = drawn_size(asked.width, asked.height, job.loaded.located)
+    if (width, height) == (asked.width, asked.height):
+        return
+    job.request = msgspec.structs.replace(asked, width=width, height=height)
+    job.warnings.append(
+        f"The embedded model knows pictures of up to {known} pixels a side: this one was drawn at {width}×{height} and "
+        f"enlarged to {asked.width}×{asked.height}. Real weights draw it at its size."
+    )
+
+
+def _limits(job: ActiveJob) -> ReferenceLimits:
+    """Of the card; where pictures or references are larger than the weights know, references are as large as what is
+    drawn, which is how such weights were trained."""
+    limits, asked, known = job.loaded.card.references, job.job.request, job.loaded.located.largest_side
+    references = [max(each.width, each.height) for each in job.job.references]
+    if not known or max(asked.width, asked.height, *references) <= known:
+        return limits
+    return msgspec.structs.replace(limits, max_pixels=job.request.width * job.request.height)
 
 
 def _note_truncation(job: ActiveJob, encoded: Encoded) -> None:
