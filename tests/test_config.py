@@ -72,6 +72,42 @@ def test_an_unknown_name_in_the_file_is_refused(elsewhere: Path, text: str, mess
     assert caught.value.message == message
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"port = [1\n", "darkroom.toml: Unclosed array (at end of document). A setting is written like port = 8000"),
+        (b"host = here\n", "darkroom.toml: Invalid value (at line 1, column 8). "),
+        (b'port = 1\nhost = "\xff"\n', "darkroom.toml: line 2 is not UTF-8. Save the file in that encoding."),
+    ],
+)
+def test_a_file_that_cannot_be_understood_is_named_with_the_line(elsewhere: Path, content: bytes, message: str) -> None:
+    (elsewhere / "darkroom.toml").write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert caught.value.message.startswith(message)
+
+
+def test_a_file_that_cannot_be_read_is_named(elsewhere: Path) -> None:
+    (elsewhere / "darkroom.toml").mkdir()
+    with pytest.raises(ConfigurationError, match=r"^darkroom\.toml: it cannot be read: Is a directory\."):
+        load()
+
+
+def test_a_file_with_a_byte_order_mark_is_read(elsewhere: Path) -> None:
+    (elsewhere / "darkroom.toml").write_text("port = 1\n", encoding="utf-8-sig")
+    assert load().port == 1
+
+
+@pytest.mark.parametrize("text", ['port = "many"', "port = 70000", 'log_format = "xml"', "host = 5"])
+def test_a_wrong_value_in_the_file_is_named_as_the_files(elsewhere: Path, text: str) -> None:
+    (elsewhere / "darkroom.toml").write_text(text)
+    name, _, value = text.partition(" = ")
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert caught.value.message.startswith(f"darkroom.toml: {name}: ")
+    assert value.replace('"', "'") in caught.value.message
+
+
 def test_an_unknown_name_in_the_environment_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_PROT", "1")
     monkeypatch.setenv("DARKROOM_PORT", "1")

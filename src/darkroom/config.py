@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import difflib
 import os
+import tomllib
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, Final
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from darkroom.errors import ConfigurationError
+
+FILE: Final = Path("darkroom.toml")
 
 
 class DType(StrEnum):
@@ -52,7 +56,7 @@ WAITS = r"^$|^\d{1,6}(,\d{1,6})*$"  # 60,300,1800
 class Settings(BaseSettings):
     """Frozen. Names are the environment's without DARKROOM_ and in lower case; seconds, bytes and pixels by name."""
 
-    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="forbid", toml_file="darkroom.toml")
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs a key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
@@ -155,7 +159,23 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments win over the environment, the environment over the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, in_file())
+
+
+def in_file() -> dict[str, Any]:
+    """What darkroom.toml says, nothing where there is none. Raises ConfigurationError when it cannot be read."""
+    try:
+        return tomllib.loads(FILE.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        told = f"{error}. A setting is written like port = 8000, text in quotes"
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        told = f"line {line} is not UTF-8. Save the file in that encoding"
+    except OSError as error:
+        told = f"it cannot be read: {error.strerror}. Settings are taken from it where it is there"
+    raise ConfigurationError(f"{FILE}: {told}.")
 
 
 def unknown_names() -> list[str]:
@@ -167,7 +187,7 @@ def unknown_names() -> list[str]:
 def _no_such(name: str) -> str:
     near = difflib.get_close_matches(name.lower().removeprefix("darkroom_"), Settings.model_fields, n=1, cutoff=0.7)
     hint = f" Did you mean `{near[0]}`?" if near else " docs/settings.md lists them."
-    return f"darkroom.toml: there is no setting `{name}`.{hint}"
+    return f"{FILE}: there is no setting `{name}`.{hint}"
 
 
 def load(**arguments: object) -> Settings:
@@ -180,7 +200,10 @@ def load(**arguments: object) -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":  # only the file gives names that are not asked for
             raise ConfigurationError(_no_such(name), parameter=name) from None
-        told = f"{first['msg']}."
+        variable = f"DARKROOM_{name.upper()}"
+        in_environment = name in given or any(variable == each.upper() for each in os.environ)
+        place = variable if in_environment else f"{FILE}: {name}"
+        told = f"{first['msg']}; {first['input']!r} was given."
         if first["type"] == "string_pattern_mismatch":  # a pattern is no explanation
             told = f"{first['input']!r} is no value of it. {Settings.model_fields[name].description}"
-        raise ConfigurationError(f"DARKROOM_{name.upper()}: {told}", parameter=name) from None
+        raise ConfigurationError(f"{place}: {told}", parameter=name) from None
