@@ -108,6 +108,38 @@ def test_a_wrong_value_in_the_file_is_named_as_the_files(elsewhere: Path, text: 
     assert value.replace('"', "'") in caught.value.message
 
 
+def test_the_home_folder_is_spelled_out(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(elsewhere))
+    monkeypatch.setenv("DARKROOM_DATA", "~/data")
+    (elsewhere / "darkroom.toml").write_text('faces = "~/faces.onnx"')
+    (elsewhere / "faces.onnx").touch()
+    settings = load()
+    assert settings.data == elsewhere / "data"
+    assert settings.faces_folder == elsewhere / "faces.onnx"
+    assert settings.models == elsewhere / ".cache/darkroom/models"
+
+
+def test_a_home_folder_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_DATA", "~nobody-here/data")
+    with pytest.raises(ConfigurationError, match=r"^DARKROOM_DATA: there is no such home folder; '~nobody-here/data'"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["data", "models", "embedded", "faces", "safety", "decoder"])
+def test_an_empty_folder_counts_as_not_given(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    default = getattr(load(), name)
+    monkeypatch.setenv(f"DARKROOM_{name.upper()}", "")
+    assert getattr(load(), name) == default != Path()
+
+
+@pytest.mark.parametrize("name", ["EMBEDDED", "FACES", "SAFETY", "DECODER"])
+def test_a_part_that_is_set_has_to_be_there(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"DARKROOM_{name}", "/nonexistent/part")
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert caught.value.message == (f"DARKROOM_{name}: there is no such file or folder; '/nonexistent/part' was given.")
+
+
 def test_an_unknown_name_in_the_environment_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_PROT", "1")
     monkeypatch.setenv("DARKROOM_PORT", "1")

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from darkroom.errors import ConfigurationError
@@ -48,6 +48,9 @@ class EngineKind(StrEnum):
     FAKE = "fake"  # no torch: draws a pattern; for work on the API and the playground
 
 
+FOLDERS = ("data", "models")
+PARTS = ("embedded", "faces", "safety", "decoder")  # whoever names one of these wants it: it has to be there
+
 SIZES = r"^$|^\d{2,4}x\d{2,4}(,\d{2,4}x\d{2,4})*$"  # 1024x1024,512x768
 
 WAITS = r"^$|^\d{1,6}(,\d{1,6})*$"  # 60,300,1800
@@ -68,7 +71,9 @@ class Settings(BaseSettings):
     )
     database_url: str = Field("", description="PostgreSQL URL; empty: SQLite in the data folder.")
     media_url: str = Field("", description="Bucket for pictures (s3://, gs://, az://); empty: the data folder.")
-    models: Path = Field(Path("~/.cache/darkroom/models"), description="Folder of installed weights.")
+    models: Path = Field(
+        Path("~/.cache/darkroom/models"), validate_default=True, description="Folder of installed weights."
+    )
     embedded: Path | None = Field(None, description="Folder of the embedded model; unset: the one in the package.")
     faces: Path | None = Field(None, description="Face detector, an .onnx file or its folder; unset: faces in models.")
     safety: Path | None = Field(None, description="Safety classifier, a folder; unset: safety in models.")
@@ -123,6 +128,29 @@ class Settings(BaseSettings):
     log_format: str = Field("text", pattern="^(text|json)$", description="text or json.")
     huggingface_token: str = Field("", description="Token for gated repositories.")
 
+    @field_validator(*FOLDERS, *PARTS, mode="before")
+    @classmethod
+    def _not_given(cls, value: object, info: ValidationInfo) -> object:
+        """`DARKROOM_DATA=` is how an environment file leaves it out; the current folder is `.`"""
+        return cls.model_fields[str(info.field_name)].default if value == "" else value
+
+    @field_validator(*FOLDERS, *PARTS)
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        """Not every shell spells `~` out behind `=`, and none does in a file."""
+        try:
+            return value and value.expanduser()
+        except RuntimeError:
+            raise ValueError("there is no such home folder") from None
+
+    @field_validator(*PARTS)
+    @classmethod
+    def _there(cls, value: Path | None) -> Path | None:
+        """A wrong path would quietly be demo mode, or a part that seems not to be installed."""
+        if value is not None and not value.exists():
+            raise ValueError("there is no such file or folder")
+        return value
+
     @property
     def sizes_to_warm(self) -> tuple[tuple[int, int], ...]:
         """(width, height) of each of warm_sizes."""
@@ -136,11 +164,11 @@ class Settings(BaseSettings):
 
     @property
     def faces_folder(self) -> Path:
-        return (self.faces or self.models / "faces").expanduser()
+        return self.faces or self.models / "faces"
 
     @property
     def safety_folder(self) -> Path:
-        return (self.safety or self.models / "safety").expanduser()
+        return self.safety or self.models / "safety"
 
     @property
     def features(self) -> frozenset[str]:
@@ -201,9 +229,10 @@ def load(**arguments: object) -> Settings:
         if first["type"] == "extra_forbidden":  # only the file gives names that are not asked for
             raise ConfigurationError(_no_such(name), parameter=name) from None
         variable = f"DARKROOM_{name.upper()}"
-        in_environment = name in given or any(variable == each.upper() for each in os.environ)
-        place = variable if in_environment else f"{FILE}: {name}"
-        told = f"{first['msg']}; {first['input']!r} was given."
+        by_file = name not in given and all(variable != each.upper() for each in os.environ) and name in in_file()
         if first["type"] == "string_pattern_mismatch":  # a pattern is no explanation
             told = f"{first['input']!r} is no value of it. {Settings.model_fields[name].description}"
-        raise ConfigurationError(f"{place}: {told}", parameter=name) from None
+        else:
+            shown = first["input"] if isinstance(first["input"], int | float) else repr(str(first["input"]))
+            told = f"{first['msg'].removeprefix('Value error, ')}; {shown} was given."
+        raise ConfigurationError(f"{f'{FILE}: {name}' if by_file else variable}: {told}", parameter=name) from None
