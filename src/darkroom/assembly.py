@@ -124,7 +124,7 @@ async def open_store(settings: Settings, parts: contextlib.AsyncExitStack) -> tu
     if not settings.database_url:
         parts.callback(only_server_on(settings.data).close)
     store = await SqlTaskStore.open(
-        settings.database_url or f"sqlite:///{settings.data / 'darkroom.db'}",
+        settings.database,
         queue_limit=settings.queue_limit,
         queue_limit_per_key=settings.queue_limit_per_key,
     )

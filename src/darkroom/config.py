@@ -152,6 +152,11 @@ class Settings(BaseSettings):
         return value
 
     @property
+    def database(self) -> str | Path:
+        """Its URL, or the SQLite file of the data folder."""
+        return self.database_url or self.data / "darkroom.db"
+
+    @property
     def sizes_to_warm(self) -> tuple[tuple[int, int], ...]:
         """(width, height) of each of warm_sizes."""
         pairs = (size.split("x") for size in self.warm_sizes.split(",") if size)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from darkroom.errors import ConfigurationError
+from darkroom.errors import ConfigurationError, NotFound
 
 if TYPE_CHECKING:
     from darkroom.config import Settings
@@ -45,28 +45,31 @@ def settings(**options: object) -> Settings:
         raise ConfigurationError(error.message.replace(f"DARKROOM_{name.upper()}", option), parameter=name) from None
 
 
-def with_store(data: Path | None, work: Callable[[SqlTaskStore], Awaitable[T]]) -> T:
-    """Run work on the server's database, which may be in use by a running server."""
+def with_store(data: Path | None, work: Callable[[SqlTaskStore], Awaitable[T]], *, new: bool = False) -> T:
+    """Run work on the server's database, which may be in use by a running server.
+
+    new: make one if there is none. Raises NotFound otherwise: who looks at something that is not there has named the
+    wrong folder, and an empty one in its place would hide that.
+    """
     from darkroom.tasks.sql import SqlTaskStore
 
     configured = settings(data=data)
+    place = configured.database
+    if isinstance(place, Path) and not new and not place.exists():
+        raise NotFound(
+            f"There is no data in {configured.data}: no server has worked there. Name the folder with --data or "
+            "DARKROOM_DATA.",
+            what="data",
+        )
 
     async def run() -> T:
-        store = await SqlTaskStore.open(database_url(configured))
+        store = await SqlTaskStore.open(place)
         try:
             return await work(store)
         finally:
             await store.close()
 
     return asyncio.run(run())
-
-
-def database_url(configured: Settings) -> str:
-    """The configured database, or the SQLite file of the data folder, which is made if it is not there."""
-    if configured.database_url:
-        return configured.database_url
-    configured.data.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{configured.data / 'darkroom.db'}"
 
 
 def print_json(value: Any) -> None:

@@ -17,7 +17,7 @@ def create_key(
     data: DataOption = None,
 ) -> None:
     """Create a key and print it, once: only its hash is kept."""
-    key, plain = with_store(data, lambda store: store.keys.create(name))
+    key, plain = with_store(data, lambda store: store.keys.create(name), new=True)
     typer.echo(plain)
     note(f"Key {key.prefix}… for {name!r}, shown this once. A running server takes it, and asks for a key from now on.")
 
