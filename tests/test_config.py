@@ -49,7 +49,16 @@ def test_arguments_win_over_the_environment_and_that_over_the_file(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "70000"), ("PORT", "many"), ("ENGINE", "cloud"), ("LOG_FORMAT", "xml"), ("LEASE_SECONDS", "0")],
+    [
+        ("PORT", "70000"),
+        ("PORT", "many"),
+        ("ENGINE", "cloud"),
+        ("LOG_FORMAT", "xml"),
+        ("LEASE_SECONDS", "0"),
+        ("DEVICE", "gpu"),
+        ("DEVICE", "cuda:x"),
+        ("DEVICE", "cpu,"),
+    ],
 )
 def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"DARKROOM_{name}", value)

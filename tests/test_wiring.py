@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -175,9 +176,16 @@ async def test_a_background_task_that_dies_stops_the_server(tmp_path: Path, monk
         await asyncio.wait_for(running, 10)
 
 
-async def test_an_engine_that_cannot_start_stops_the_server_and_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="does not start"):
-        await asyncio.wait_for(run(build(settings(tmp_path, engine=EngineKind.CHILD, device="cuda:99"))), 60)
+@pytest.mark.parametrize("kind", [EngineKind.CHILD, EngineKind.LOCAL])
+async def test_an_engine_that_cannot_start_stops_the_server_and_says_why(
+    tmp_path: Path, kind: EngineKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        await asyncio.wait_for(run(build(settings(tmp_path, engine=kind, device="cuda:99"))), 60)
+    assert re.fullmatch(
+        r"The engine does not start: Device 'cuda:99' is not here: \d+ CUDA devices were found\.", caught.value.message
+    )
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_port_in_use_is_said_so() -> None:

@@ -51,6 +51,8 @@ class EngineKind(StrEnum):
 FOLDERS = ("data", "models")
 PARTS = ("embedded", "faces", "safety", "decoder")  # whoever names one of these wants it: it has to be there
 
+DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)(\s*,\s*(auto|cpu|mps|cuda(:\d+)?))*$"  # cuda:0,cuda:1
+
 SIZES = r"^$|^\d{2,4}x\d{2,4}(,\d{2,4}x\d{2,4})*$"  # 1024x1024,512x768
 
 WAITS = r"^$|^\d{1,6}(,\d{1,6})*$"  # 60,300,1800
@@ -78,7 +80,7 @@ class Settings(BaseSettings):
     faces: Path | None = Field(None, description="Face detector, an .onnx file or its folder; unset: faces in models.")
     safety: Path | None = Field(None, description="Safety classifier, a folder; unset: safety in models.")
     engine: EngineKind = Field(EngineKind.CHILD, description="Where the engine runs: child, local or fake.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps; several with commas.")
+    device: str = Field("auto", pattern=DEVICES, description="auto, cpu, cuda, cuda:N or mps; several with commas.")
     dtype: DType = Field(DType.AUTO, description="auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.")
     quantise: Quantise = Field(Quantise.NONE, description="none, or fp8: the networks multiply in 8 bits.")
     decoder: Path | None = Field(None, description="Autoencoder that draws the pictures; unset: the card's own.")

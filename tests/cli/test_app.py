@@ -98,6 +98,11 @@ def test_the_manual_names_no_option_that_is_gone() -> None:
         ("frobnicate", "No such command 'frobnicate'."),
         ("serve --port 99999", "--port: Input should be less than or equal to 65535; 99999 was given."),
         ("serve --dtype int8", "--dtype: Input should be 'auto', 'fp32' or 'bf16'; 'int8' was given."),
+        (
+            "serve --device foo",
+            "--device: 'foo' is no value of it. auto, cpu, cuda, cuda:N or mps; several with commas.",
+        ),
+        ("generate x --device gpu:0", "--device: 'gpu:0' is no value of it."),
         ("models show sd15", "There is no model 'sd15' here."),
         ("pull sd15", "There is no model 'sd15' here."),
         ("pull runware:400@5 --link", "--link goes with --from DIR."),
