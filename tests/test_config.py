@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.config import EngineKind, Settings, load, unknown_names
+from darkroom.config import EngineKind, Settings, is_loopback, load, unknown_names
 from darkroom.errors import ConfigurationError
 
 MANUAL = Path(__file__).parent.parent / "docs" / "settings.md"
@@ -147,6 +147,50 @@ def test_a_part_that_is_set_has_to_be_there(monkeypatch: pytest.MonkeyPatch, nam
     with pytest.raises(ConfigurationError) as caught:
         load()
     assert caught.value.message == (f"DARKROOM_{name}: there is no such file or folder; '/nonexistent/part' was given.")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org")),
+    ],
+)
+def test_what_counts_as_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("::1", "http://[::1]:8000"),
+        ("[::1]", "http://[::1]:8000"),
+        ("::", "http://[::1]:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("images.lan", "http://images.lan:8000"),
+        ("", "http://127.0.0.1:8000"),
+    ],
+)
+def test_where_programs_of_this_machine_reach_the_server(monkeypatch: pytest.MonkeyPatch, host: str, url: str) -> None:
+    monkeypatch.setenv("DARKROOM_HOST", host)
+    assert load().own_url == url
+
+
+@pytest.mark.parametrize("place", ["", "s3://bucket/folder", "gs://b", "az://c", "/mnt/pictures", "file:///mnt", "~/p"])
+def test_pictures_go_to_a_bucket_or_a_folder(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("DARKROOM_MEDIA_URL", place)
+    assert load().media_url == place
+
+
+@pytest.mark.parametrize("place", ["s4://bucket", "s3//bucket", "s3:/bucket", "s3://", "bucket", "ftp://host/x"])
+def test_a_scheme_with_a_slip_in_it_is_no_folder(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("DARKROOM_MEDIA_URL", place)
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert caught.value.message == (
+        f"DARKROOM_MEDIA_URL: '{place}' is no value of it. Bucket for pictures (s3://, gs://, az://) or a folder (/…); "
+        "empty: the data folder."
+    )
 
 
 def test_an_unknown_name_in_the_environment_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ import httpx
 import pytest
 import websockets
 
-from darkroom.assembly import is_loopback
 from darkroom.config import EngineKind, Settings
 from darkroom.errors import ConfigurationError
 from darkroom.media import fetch
@@ -142,17 +141,6 @@ async def test_a_network_address_needs_a_key(tmp_path: Path) -> None:
         await server.services.store.keys.create("anna")
     async with build(open_to_all) as server, client(server) as http:
         assert (await http.post("/v1", json=[task()])).status_code == 401
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [
-        *((host, True) for host in ("127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost")),
-        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org")),
-    ],
-)
-def test_what_counts_as_loopback(host: str, loopback: bool) -> None:
-    assert is_loopback(host) is loopback
 
 
 async def test_a_data_folder_has_one_server(tmp_path: Path) -> None:

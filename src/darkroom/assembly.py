@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import ipaddress
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from darkroom.api.services import Services
 from darkroom.catalog.adapters import Adapters
 from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import Installed
-from darkroom.config import Settings
+from darkroom.config import Settings, is_loopback
 from darkroom.delivery.expiry import Expiry
 from darkroom.delivery.outbox import Outbox
 from darkroom.errors import ConfigurationError
@@ -155,13 +154,6 @@ def check_address(settings: Settings, *, has_keys: bool) -> None:
             "`darkroom keys create NAME`, or listen on 127.0.0.1 (DARKROOM_HOST, --host).",
             parameter="host",
         )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def announcers() -> dict[str, Announcer]:

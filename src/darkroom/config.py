@@ -6,6 +6,7 @@ No other module reads the environment. `docs/settings.md` lists them; a test kee
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from enum import StrEnum
@@ -53,6 +54,10 @@ PARTS = ("embedded", "faces", "safety", "decoder")  # whoever names one of these
 
 DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)(\s*,\s*(auto|cpu|mps|cuda(:\d+)?))*$"  # cuda:0,cuda:1
 
+# What the bucket's client takes, and paths that are meant as such: anything else is a scheme with a slip in it, which
+# would be a local folder of that name.
+BUCKETS = r"^$|^(s3a?|gs|az|azure|adl|abfss?|https?)://.+|^(file://)?[/~.].*"
+
 SIZES = r"^$|^\d{2,4}x\d{2,4}(,\d{2,4}x\d{2,4})*$"  # 1024x1024,512x768
 
 WAITS = r"^$|^\d{1,6}(,\d{1,6})*$"  # 60,300,1800
@@ -72,7 +77,11 @@ class Settings(BaseSettings):
         description="Base of the URLs given to clients, http(s)://…; empty: the address of the request.",
     )
     database_url: str = Field("", description="PostgreSQL URL; empty: SQLite in the data folder.")
-    media_url: str = Field("", description="Bucket for pictures (s3://, gs://, az://); empty: the data folder.")
+    media_url: str = Field(
+        "",
+        pattern=BUCKETS,
+        description="Bucket for pictures (s3://, gs://, az://) or a folder (/…); empty: the data folder.",
+    )
     models: Path = Field(
         Path("~/.cache/darkroom/models"), validate_default=True, description="Folder of installed weights."
     )
@@ -130,11 +139,17 @@ class Settings(BaseSettings):
     log_format: str = Field("text", pattern="^(text|json)$", description="text or json.")
     huggingface_token: str = Field("", description="Token for gated repositories.")
 
-    @field_validator(*FOLDERS, *PARTS, mode="before")
+    @field_validator("host", *FOLDERS, *PARTS, mode="before")
     @classmethod
     def _not_given(cls, value: object, info: ValidationInfo) -> object:
         """`DARKROOM_DATA=` is how an environment file leaves it out; the current folder is `.`"""
         return cls.model_fields[str(info.field_name)].default if value == "" else value
+
+    @field_validator("host")
+    @classmethod
+    def _bare(cls, value: str) -> str:
+        """`[::1]` is how an address is written in a URL; a socket takes it without."""
+        return value.removeprefix("[").removesuffix("]")
 
     @field_validator(*FOLDERS, *PARTS)
     @classmethod
@@ -157,6 +172,11 @@ class Settings(BaseSettings):
     def database(self) -> str | Path:
         """Its URL, or the SQLite file of the data folder."""
         return self.database_url or self.data / "darkroom.db"
+
+    @property
+    def own_url(self) -> str:
+        """Where programs of this machine reach the server."""
+        return url_of({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host), self.port)
 
     @property
     def sizes_to_warm(self) -> tuple[tuple[int, int], ...]:
@@ -195,6 +215,18 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments win over the environment, the environment over the file."""
         return init_settings, env_settings, InitSettingsSource(settings_cls, in_file())
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it. host: an address or a name, bare."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def in_file() -> dict[str, Any]:

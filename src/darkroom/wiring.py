@@ -23,7 +23,7 @@ import uvicorn
 from darkroom.catalog.card import Card
 from darkroom.catalog.catalog import Catalog, load_catalog
 from darkroom.catalog.installed import Installed
-from darkroom.config import EngineKind, Settings, unknown_names
+from darkroom.config import EngineKind, Settings, unknown_names, url_of
 from darkroom.engine.spec import build_engine, engine_spec
 from darkroom.errors import ConfigurationError
 from darkroom.loading import loading
@@ -240,7 +240,7 @@ def log_start(server: Server, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     for name in unknown_names():
         log.warning("there is no such setting; docs/settings.md lists them", name=name)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = url_of(host, port)
     log.info("listening", url=url, data=str(server.settings.data))
     if server.settings.engine is EngineKind.FAKE:
         log.warning("the fake engine draws patterns; for pictures set DARKROOM_ENGINE=child")

@@ -58,6 +58,14 @@ def test_without_an_address_it_is_the_server_of_the_settings(
     assert f"http://127.0.0.1:{server.port}" in command("top", "--every", "0.2").out
 
 
+def test_no_proxy_stands_between_it_and_this_machine(
+    server: LiveServer, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    assert "● ready" in command("top", server.url, "--every", "0.2").out
+
+
 @pytest.mark.parametrize("address", ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "http://[nonsense"])
 def test_no_server_is_said_in_one_line(command: Command, address: str) -> None:
     ended = command("top", address.format(port=free_port()))

@@ -39,7 +39,7 @@ def top(
     """Watch a server: queue, pictures, steps, where the time goes, caches, memory, webhooks. q or Ctrl-C leaves."""
     from rich.console import Console
 
-    server = Server(url or default_url())
+    server = Server(url or settings().own_url)
     server.look()
     if server.trouble:
         raise NotFound(
@@ -80,8 +80,11 @@ class Server:
     def look(self) -> None:
         import httpx
 
+        from darkroom.config import is_loopback
+
         try:
-            with httpx.Client(base_url=self.url, timeout=ANSWER_SECONDS) as http:
+            away = not is_loopback(httpx.URL(self.url).host)  # no proxy leads to this machine itself
+            with httpx.Client(base_url=self.url, timeout=ANSWER_SECONDS, trust_env=away) as http:
                 health = http.get("/health").raise_for_status().json()
                 self.history.add(parse(http.get("/metrics").raise_for_status().text, time.monotonic()))
             self._facts = {"version": str(health["version"]), "model": f"{health['model']} model"}
@@ -126,10 +129,3 @@ def keyboard() -> Iterator[Callable[[float], str]]:
 def wait(seconds: float) -> str:
     time.sleep(seconds)
     return "none"
-
-
-def default_url() -> str:
-    """Of the server that this folder's settings describe."""
-    configured = settings()
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(configured.host, configured.host)
-    return f"http://{host}:{configured.port}"
