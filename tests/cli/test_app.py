@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,8 +48,6 @@ def test_every_command_and_option_is_in_the_manual(name: str, command: object) -
 
 
 def test_the_manual_names_no_option_that_is_gone() -> None:
-    import re
-
     known = {"--help", "-h"}
     for _, command in every_command():
         for parameter in command.params:  # type: ignore[attr-defined]
@@ -157,6 +156,30 @@ def test_what_callers_wrote_does_not_command_the_terminal(capsys: pytest.Capture
     out = capsys.readouterr().out
     assert not set(out) & set("\x1b\x07\x9b")
     assert "line" in out
+
+
+LONG_ID = "01a2205b-dfc3-752f-9f32-03d6bc3c3c89"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_what_is_there_to_be_copied_is_never_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    names = ("id", "what it is for", "made")
+    print_table("", names, [[LONG_ID, "of an app with a long name", "2026-11-28 04:13"]] * 2, whole=("id",))
+    out = capsys.readouterr().out
+    assert out.count(LONG_ID) == 2
+    assert out.count("2026-11-28") == 2
+    if columns >= 80:
+        assert max(map(len, re.sub(r"\x1b\[\d*m", "", out).splitlines())) <= columns
+
+
+def test_a_pipe_cuts_and_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"https://example.org/{'a' * 500}"
+    print_table("", ("kind", "url"), [["webhook", url]])
+    assert url in capsys.readouterr().out
 
 
 def test_ctrl_c(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

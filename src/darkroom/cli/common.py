@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,6 +15,8 @@ import typer
 from darkroom.errors import ConfigurationError, NotFound
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from darkroom.config import Settings
     from darkroom.tasks.sql import SqlTaskStore
 
@@ -27,6 +29,10 @@ ModelsOption = Annotated[
     typer.Option("--models", help="Folder of installed weights. \\[env: DARKROOM_MODELS]", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+PIPE_COLUMNS = 1 << 16
+READABLE = 10  # columns of text that may be broken, at least
+GAP = 3  # between two columns
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # what callers wrote must not command the terminal
 
@@ -76,21 +82,46 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table as wide as it needs to be when stdout is a pipe, so that nothing is cut for grep."""
-    from rich import box
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], *, whole: Collection[str] = ()
+) -> None:
+    """A table, or where the terminal is too narrow for one, every row as lines of its own.
+
+    whole: columns that are never broken, because they are there to be copied. A pipe is as wide as it needs to be, so
+    that nothing is cut for grep.
+    """
     from rich.console import Console
+
+    cells = [[CONTROL.sub("\ufffd", str(cell)) for cell in row] for row in rows]
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, markup=False, highlight=False)
+    if any(columns) and cells and least_width(columns, cells, whole) > console.width:
+        margin = max(map(len, columns)) + GAP
+        for row in cells:  # as they are: what is too long here the terminal wraps, and copies as one line
+            typer.echo("\n".join(f"{name:{margin}}{cell}" for name, cell in zip(columns, row, strict=True)) + "\n")
+    else:
+        console.print(table_of(title, columns, cells, whole))
+
+
+def least_width(columns: Sequence[str], cells: Sequence[Sequence[str]], whole: Collection[str]) -> int:
+    """Of a terminal that shows these columns as a table: those that are whole, and enough of the others to be read."""
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    return sum(
+        GAP + (width if name in whole else min(width, READABLE)) for name, width in zip(columns, widths, strict=True)
+    )
+
+
+def table_of(title: str, columns: Sequence[str], cells: Iterable[Iterable[str]], whole: Collection[str]) -> Table:
+    from rich import box
     from rich.table import Table
 
-    columns = list(columns)
     table = Table(
         title=title or None, box=box.SIMPLE_HEAD, title_justify="left", show_header=any(columns), pad_edge=False
     )
     for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(CONTROL.sub("\ufffd", str(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+        table.add_column(column, overflow="fold", no_wrap=column in whole)
+    for row in cells:
+        table.add_row(*row)
+    return table
 
 
 def note(text: str) -> None:

@@ -39,7 +39,12 @@ def list_keys(data: DataOption = None, json: JsonOption = False) -> None:
     ]
     if json:
         return print_json(rows)
-    print_table("", ("id", "begins", "name", "created", "last used", "revoked"), (row.values() for row in rows))
+    print_table(
+        "",
+        ("id", "begins", "name", "created", "last used", "revoked"),
+        (row.values() for row in rows),
+        whole=("id", "begins"),
+    )
 
 
 @app.command("revoke")

@@ -57,7 +57,7 @@ def list_models(models: ModelsOption = None, json: JsonOption = False) -> None:
         )
         for row in rows
     )
-    print_table("", ("id", "name", "kind", "installed", "size", "licence"), cells)
+    print_table("", ("id", "name", "kind", "installed", "size", "licence"), cells, whole=("id",))
     if installed.demo:
         note("No weights are installed: the embedded model serves every card. `darkroom pull ID` installs one.")
 
@@ -87,7 +87,7 @@ def show_model(name: Name, models: ModelsOption = None) -> None:
     )
     print_table(card.name, ("", ""), facts)
     rows = ((path, kind_of(p), plain(allowed(p)), plain(default(p))) for path, p in card.parameters.items())
-    print_table("Parameters", ("parameter", "type", "allowed", "default"), rows)
+    print_table("Parameters", ("parameter", "type", "allowed", "default"), rows, whole=("parameter",))
 
 
 @app.command("schema")
