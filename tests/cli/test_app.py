@@ -15,6 +15,7 @@ import typer
 from darkroom.cli.app import app, run
 from darkroom.cli.common import print_table
 from darkroom.cli.generate import CALLED_HERE
+from tests.catalog.checkpoints import write_safetensors
 from tests.cli.commands import Command
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "cli.md").read_text()
@@ -77,7 +78,16 @@ def test_the_manual_names_no_option_that_is_gone() -> None:
         ("generate x --format jpg", "--format JPG does not go with --output out.png."),
         ("generate x -o out.tiff", "--output must end in .png, .jpg, .jpeg, .webp; 'out.tiff' was given."),
         ("generate x -o nowhere/out.png", "--output: there is no folder nowhere."),
-        ("generate x -o folder.png", "--output: folder.png cannot be written."),
+        ("generate x -o folder.png", "--output: folder.png cannot be written: it is a folder."),
+        ("generate x -n 2 -o many.png", "--output: many-2.png cannot be written: it is a folder."),
+        ("lora add style.safetensors --air a --weight nan", "--weight must be between -4 and 4; nan was given."),
+        ("lora add style.safetensors --air a --weight 5", "--weight must be between -4 and 4; 5.0 was given."),
+        (
+            "lora add style.safetensors --air=",
+            "--air must be letters, digits and :@._-, for example acme:12@1; '' was given.",
+        ),
+        ("lora add style.safetensors --air a=b", "--air must be letters, digits and :@._-"),
+        ("lora add style.safetensors --air ../a", "--air must be letters, digits and :@._-"),
         ("generate x --sampler Eular", "Did you mean 'Euler'?"),
         ("generate x --acceleration warp", "--acceleration must be one of 'none', 'low', 'medium', 'high'."),
         ("generate x --model sd15", "--model: There is no model 'sd15' here. Known models: bfl:6@1, runware:400@1"),
@@ -113,6 +123,8 @@ def test_the_manual_names_no_option_that_is_gone() -> None:
 def test_bad_input_is_one_line_and_status_2(command: Command, tmp_path: Path, arguments: str, says: str) -> None:
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "many-2.png").mkdir()
+    write_safetensors(tmp_path / "style.safetensors", {"block.lora_A.weight": [4, 4]})
     ended = command(*arguments.split())
     assert ended.status == 2
     assert ended.out == ""

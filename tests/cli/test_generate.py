@@ -145,6 +145,17 @@ def test_what_could_be_made_is_kept_when_one_fails(command: Command, place: Path
     assert ended.error.splitlines()[-1].startswith("darkroom: ")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_picture_that_finds_no_room_leaves_the_others(command: Command, place: Path) -> None:
+    (place / "many-2.png").symlink_to("/dev/full")
+    (place / "many-1.step-02.jpg").mkdir()
+    ended = command("generate", "x", "-n", "3", "-o", "many.png", "--steps", "4", "--preview", "2")
+    assert ended.status == 1
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["many-1.png", "many-3.png"]
+    assert "many-1.step-02.jpg cannot be written: Is a directory." in ended.error
+    assert ended.error.splitlines()[-1] == "darkroom: many-2.png cannot be written: No space left on device."
+
+
 def test_a_card_without_weights_when_others_are_installed(command: Command, installed: Any) -> None:
     installed("black-forest-labs--FLUX.2-klein-4B")
     ended = command("generate", "x", "--model", "runware:400@5")

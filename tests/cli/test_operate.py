@@ -120,7 +120,7 @@ def test_a_file_that_is_no_adapter(command: Command, place: Path) -> None:
     (place / "broken.safetensors").write_bytes(b"nothing at all")
     ended = command("lora", "add", "broken.safetensors", "--air", "acme:1@1")
     assert ended.status == 1
-    assert "no safetensors file" in ended.error
+    assert ended.error.startswith("darkroom: broken.safetensors: The file is no safetensors file")
     assert command("lora", "add", "missing.safetensors", "--air", "acme:1@1").error.startswith("darkroom: FILE:")
 
 

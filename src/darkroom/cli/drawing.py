@@ -81,10 +81,16 @@ class Run:
     def _take(self, event: EngineEvent) -> None:
         match event:
             case Picture():
-                self._write(event)
+                try:
+                    self._write(event)
+                except StorageError as error:  # the other pictures may have room
+                    self.faults.append(error.message)
             case Preview():
                 path = self.path(event.result)
-                save(path.with_name(f"{path.stem}.step-{event.step:02d}.jpg"), event.jpeg)
+                try:
+                    save(path.with_name(f"{path.stem}.step-{event.step:02d}.jpg"), event.jpeg)
+                except StorageError as error:
+                    self.warnings[error.message] = None
             case Failure():
                 self.faults.append(event.message)
             case _:
@@ -108,10 +114,14 @@ class Run:
         self.made.append(Made(result=picture.result, path=path, size=size, seed=picture.seed, stages=stages))
 
     def path(self, result: int) -> Path:
-        """out.png, or out-1.png, out-2.png… when there are several."""
-        if self.job.request.count == 1:
-            return self.output
-        return self.output.with_name(f"{self.output.stem}-{result + 1}{self.output.suffix}")
+        return numbered(self.output, self.job.request.count)[result]
+
+
+def numbered(output: Path, count: int) -> list[Path]:
+    """out.png, or out-1.png, out-2.png… when there are several."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, count + 1)]
 
 
 def save(path: Path, data: bytes) -> None:

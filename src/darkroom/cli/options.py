@@ -89,17 +89,23 @@ def read_reference(path: Path, max_pixels: int) -> Pixels:
         raise refused("--ref", f"--ref: {path}: {error.message}") from None
 
 
-def check_output(output: Path, file_format: str) -> None:
-    """Notice a file that cannot be written, or would lie about its format, before the picture is made."""
+def check_format(output: Path, file_format: str) -> None:
+    """A file must not lie about its format."""
     expected = FORMATS.get(output.suffix.lower())
     if expected is None:
         raise refused("--output", f"--output must end in {', '.join(FORMATS)}; {output.name!r} was given.")
     if expected != file_format:
         raise refused("--format", f"--format {file_format} does not go with --output {output.name}.")
+
+
+def check_writable(output: Path) -> None:
+    """Notice a file that cannot be written before the picture is made."""
     if not output.parent.is_dir():
         raise refused("--output", f"--output: there is no folder {output.parent}.")
-    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise refused("--output", f"--output: {output} cannot be written.")
+    if output.is_dir():
+        raise refused("--output", f"--output: {output} cannot be written: it is a folder.")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise refused("--output", f"--output: {output} cannot be written: you may not.")
 
 
 def refused(option: str, message: str) -> InvalidParameter:
