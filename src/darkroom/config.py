@@ -52,6 +52,8 @@ class EngineKind(StrEnum):
 FOLDERS = ("data", "models")
 PARTS = ("embedded", "faces", "safety", "decoder")  # whoever names one of these wants it: it has to be there
 
+SECRET = ("database_url", "huggingface_token", "webhook_secret", "callback_secret")  # never said again in a message
+
 DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)(\s*,\s*(auto|cpu|mps|cuda(:\d+)?))*$"  # cuda:0,cuda:1
 
 # What the bucket's client takes, and paths that are meant as such: anything else is a scheme with a slip in it, which
@@ -150,6 +152,14 @@ class Settings(BaseSettings):
     def _bare(cls, value: str) -> str:
         """`[::1]` is how an address is written in a URL; a socket takes it without."""
         return value.removeprefix("[").removesuffix("]")
+
+    @field_validator("huggingface_token")
+    @classmethod
+    def _of_a_header(cls, value: str) -> str:
+        """It is sent in a header, which takes nothing else."""
+        if not all("!" <= letter <= "~" for letter in value):
+            raise ValueError("a token has letters, digits and signs of ASCII only, and no spaces")
+        return value
 
     @field_validator(*FOLDERS, *PARTS)
     @classmethod
@@ -271,6 +281,8 @@ def load(**arguments: object) -> Settings:
         by_file = name not in given and all(variable != each.upper() for each in os.environ) and name in in_file()
         if first["type"] == "string_pattern_mismatch":  # a pattern is no explanation
             told = f"{first['input']!r} is no value of it. {Settings.model_fields[name].description}"
+        elif name in SECRET:
+            told = f"{first['msg'].removeprefix('Value error, ')}."
         else:
             shown = first["input"] if isinstance(first["input"], int | float) else repr(str(first["input"]))
             told = f"{first['msg'].removeprefix('Value error, ')}; {shown} was given."

@@ -116,6 +116,8 @@ def test_the_manual_names_no_option_that_is_gone() -> None:
         ("pull sd15", "There is no model 'sd15' here."),
         ("pull runware:400@5 --link", "--link goes with --from DIR."),
         ("pull runware:400@5 --from nowhere", "--from: there is no folder nowhere."),
+        ("pull runware:400@5 --token hf_sécret", "--token: a token has letters, digits and signs of ASCII only"),
+        ("pull safety --token hf_sécret", "--token: a token has letters, digits and signs of ASCII only"),
         ("tasks list --limit 0", "--limit"),
         ("keys create", "Missing argument 'NAME'."),
     ],
@@ -131,6 +133,7 @@ def test_bad_input_is_one_line_and_status_2(command: Command, tmp_path: Path, ar
     assert ended.error.count("\n") == 1
     assert ended.error.startswith("darkroom: ")
     assert says in ended.error
+    assert "sécret" not in ended.error
     assert not (tmp_path / "out.png").exists()
 
 

@@ -34,6 +34,8 @@ PIPE_COLUMNS = 1 << 16
 READABLE = 10  # columns of text that may be broken, at least
 GAP = 3  # between two columns
 
+OPTION_OF = {"huggingface_token": "--token"}  # where an option is not called as its setting
+
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # what callers wrote must not command the terminal
 
 
@@ -47,7 +49,7 @@ def settings(**options: object) -> Settings:
         name = str(error.parameter)
         if options.get(name) is None:
             raise
-        option = f"--{name.replace('_', '-')}"
+        option = OPTION_OF.get(name, f"--{name}")
         raise ConfigurationError(error.message.replace(f"DARKROOM_{name.upper()}", option), parameter=name) from None
 
 
