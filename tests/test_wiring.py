@@ -176,9 +176,19 @@ async def test_an_engine_that_cannot_start_stops_the_server_and_says_why(
     assert "Traceback" not in caplog.text
 
 
-async def test_a_port_in_use_is_said_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError, match="cannot listen"):
-        bind("127.0.0.1", taken.getsockname()[1])
+def test_a_port_in_use_is_said_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError) as caught:
+        bind("127.0.0.1", port := taken.getsockname()[1])
+    assert caught.value.message == (
+        f"The server cannot listen on 127.0.0.1 port {port}: Address already in use. Choose another with --host and "
+        "--port."
+    )
+
+
+@pytest.mark.parametrize(("host", "why"), [("a..b", "no name of a host"), ("192.0.2.1", "Cannot assign")])
+def test_an_address_that_cannot_be_had_is_said_so(host: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"cannot listen on {host} port 0: [^(]*{why}"):
+        bind(host, 0)
 
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -225,15 +227,22 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family, backlog=2048)
+    except UnicodeError:
+        raise cannot_listen(host, port, "that is no name of a host") from None
     except OSError as error:
-        raise ConfigurationError(
-            f"The server cannot listen on {host} port {port}: {error.strerror}. Choose another with --host and --port.",
-            parameter="port",
-        ) from None
+        code = error.errno or 0  # its own words where it has some: Python's add the address once more
+        raise cannot_listen(host, port, os.strerror(code) if code in errno.errorcode else str(error.strerror)) from None
     # Inherited by every connection. asyncio sets it only on sockets that name their protocol, which these do not: a
     # small body behind its headers would wait for the client's delayed acknowledgement, 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+def cannot_listen(host: str, port: int, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The server cannot listen on {host} port {port}: {why}. Choose another with --host and --port.",
+        parameter="port",
+    )
 
 
 def log_start(server: Server, listener: socket.socket) -> None:

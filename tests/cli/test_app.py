@@ -113,6 +113,7 @@ def test_the_manual_names_no_option_that_is_gone() -> None:
         ),
         ("generate x --device gpu:0", "--device: 'gpu:0' is no value of it."),
         ("models show sd15", "There is no model 'sd15' here."),
+        ("models --json show runware:400@5", "--models and --json go behind show."),
         ("pull sd15", "There is no model 'sd15' here."),
         ("pull runware:400@5 --link", "--link goes with --from DIR."),
         ("pull runware:400@5 --from nowhere", "--from: there is no folder nowhere."),
@@ -202,7 +203,8 @@ def test_ctrl_c(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("darkroom.catalog.catalog.load_catalog", interrupt)
-    assert command("models").status == 130
+    ended = command("models")
+    assert (ended.status, ended.error) == (130, "darkroom: interrupted\n")
 
 
 def test_version(command: Command) -> None:
@@ -236,6 +238,8 @@ def test_models(command: Command, installed: Callable[[str], None]) -> None:
     assert listed["runware:400@4"]["installed"] is False
     assert listed["runware:400@4"]["bytes"] == 16_000_000_000
     assert command("models").error == ""
+    assert json.loads(command("models", "--json").out) == list(listed.values())
+    assert all(not row["installed"] for row in json.loads(command("models", "--json", "--models", "other").out))
 
 
 def test_models_show_and_schema(command: Command) -> None:

@@ -70,6 +70,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return complain(f"{named}{error.strerror or error}", FAILED)
     except (KeyboardInterrupt, typer.Abort):
         return complain("interrupted", INTERRUPTED)
+    if result == INTERRUPTED:  # newer typers turn Ctrl-C into this status, without a word
+        return complain("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
