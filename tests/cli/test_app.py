@@ -119,6 +119,14 @@ def test_the_manual_names_no_option_that_is_gone() -> None:
         ("pull runware:400@5 --from nowhere", "--from: there is no folder nowhere."),
         ("pull runware:400@5 --token hf_sécret", "--token: a token has letters, digits and signs of ASCII only"),
         ("pull safety --token hf_sécret", "--token: a token has letters, digits and signs of ASCII only"),
+        ("pull runware:400@5 --from . --revision main", "--revision is of the hub, --from of a folder: one of them."),
+        ("pull safety --link", "--link is for models; safety is copied."),
+        ("generate x --cfg nan", "--cfg must be a number; nan was given."),
+        ("generate x --lora a=nan", "--lora must be ID or ID=WEIGHT with a number from -4 to 4; 'a=nan' was given."),
+        ("lora add missing.safetensors --air a", "FILE: there is no file missing.safetensors."),
+        ("keys list --data=", "--data': a folder's name must not be empty; the current folder is '.'."),
+        ("models list --models=", "--models': a folder's name must not be empty"),
+        (f"keys create {'n' * 101}", "NAME must have between 1 and 100 characters; it has 101."),
         ("tasks list --limit 0", "--limit"),
         ("keys create", "Missing argument 'NAME'."),
     ],
@@ -142,7 +150,7 @@ def test_bad_input_is_one_line_and_status_2(command: Command, tmp_path: Path, ar
     ("arguments", "says"),
     [
         ("tasks show 0190", "There is no task '0190' here"),
-        ("keys revoke dk_nothing", "dk_nothing"),
+        ("keys revoke dk_nothing", "There is no key 'dk_nothing' here; `darkroom keys list` shows all."),
         ("lora remove acme:1@1", "There is no adapter 'acme:1@1' here"),
     ],
 )
@@ -196,6 +204,14 @@ def test_a_pipe_cuts_and_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> N
     url = f"https://example.org/{'a' * 500}"
     print_table("", ("kind", "url"), [["webhook", url]])
     assert url in capsys.readouterr().out
+
+
+def test_a_closed_output_is_no_reason_to_fail() -> None:
+    command = [sys.executable, "-m", "darkroom.cli", "models", "list", "--json"]
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_ctrl_c(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

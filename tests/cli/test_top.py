@@ -66,6 +66,16 @@ def test_no_proxy_stands_between_it_and_this_machine(
     assert "● ready" in command("top", server.url, "--every", "0.2").out
 
 
+def test_why_no_server_answers_is_said_in_words(command: Command) -> None:
+    for address, why in (
+        (f"127.0.0.1:{free_port()}", "Connection refused"),
+        ("ftp://x", "unsupported protocol 'ftp://'"),
+    ):
+        error = command("top", address).error
+        assert f"{why}. Its address is the argument." in error
+        assert "Errno" not in error
+
+
 @pytest.mark.parametrize("address", ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "http://[nonsense"])
 def test_no_server_is_said_in_one_line(command: Command, address: str) -> None:
     ended = command("top", address.format(port=free_port()))

@@ -21,12 +21,30 @@ if TYPE_CHECKING:
     from darkroom.tasks.sql import SqlTaskStore
 
 T = TypeVar("T")
+
+
+def folder(text: str) -> Path:
+    """What an option calls a folder. Empty is a variable of a script that is not set, not the current folder."""
+    if not text:
+        raise typer.BadParameter("a folder's name must not be empty; the current folder is '.'.")
+    return Path(text)
+
+
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Data folder. \\[env: DARKROOM_DATA]", show_default=False)
+    Path | None,
+    typer.Option(
+        "--data", parser=folder, metavar="DIR", help="Data folder. \\[env: DARKROOM_DATA]", show_default=False
+    ),
 ]
 ModelsOption = Annotated[
     Path | None,
-    typer.Option("--models", help="Folder of installed weights. \\[env: DARKROOM_MODELS]", show_default=False),
+    typer.Option(
+        "--models",
+        parser=folder,
+        metavar="DIR",
+        help="Folder of installed weights. \\[env: DARKROOM_MODELS]",
+        show_default=False,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -8,6 +8,8 @@ import typer
 
 from darkroom.cli.common import DataOption, JsonOption, note, print_json, print_table, with_store
 
+LONGEST_NAME = 100
+
 app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
 
 
@@ -17,6 +19,8 @@ def create_key(
     data: DataOption = None,
 ) -> None:
     """Create a key and print it, once: only its hash is kept."""
+    if not 0 < len(name.strip()) <= LONGEST_NAME:
+        raise typer.BadParameter(f"NAME must have between 1 and {LONGEST_NAME} characters; it has {len(name.strip())}.")
     key, plain = with_store(data, lambda store: store.keys.create(name), new=True)
     typer.echo(plain)
     note(f"Key {key.prefix}… for {name!r}, shown this once. A running server takes it, and asks for a key from now on.")

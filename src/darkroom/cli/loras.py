@@ -13,7 +13,7 @@ import typer
 
 from darkroom.cli.common import DataOption, JsonOption, print_json, print_table, settings
 from darkroom.cli.options import refused
-from darkroom.errors import NotFound, WeightsError
+from darkroom.errors import WeightsError
 
 if TYPE_CHECKING:
     from darkroom.catalog.adapters import Adapters
@@ -38,7 +38,7 @@ def add_lora(
     from darkroom.catalog.pull import gigabytes
 
     if not file.is_file():
-        raise NotFound(f"FILE: there is no file {file}.", what="adapter")
+        raise refused("FILE", f"FILE: there is no file {file}.")
     if not ID.fullmatch(air):
         raise refused("--air", f"--air must be letters, digits and :@._-, for example acme:12@1; {air!r} was given.")
     if not WEIGHTS[0] <= weight <= WEIGHTS[1]:

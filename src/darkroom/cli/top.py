@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import sys
 import time
@@ -92,7 +93,8 @@ class Server:
         except httpx.HTTPStatusError as error:
             self.trouble = f"HTTP {error.response.status_code}"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            self.trouble = str(error) or type(error).__name__
+            said = re.sub(r"^\[Errno -?\d+\] ", "", str(error)).rstrip(".")
+            self.trouble = said or type(error).__name__
         except (ValueError, KeyError, TypeError):
             self.trouble = "what answers is no Darkroom"
 
