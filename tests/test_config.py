@@ -141,6 +141,14 @@ def test_an_empty_folder_counts_as_not_given(monkeypatch: pytest.MonkeyPatch, na
     assert getattr(load(), name) == default != Path()
 
 
+@pytest.mark.parametrize("name", ["DATA", "MODELS"])
+def test_a_file_is_no_folder(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (elsewhere / "file").touch()
+    monkeypatch.setenv(f"DARKROOM_{name}", "file")
+    with pytest.raises(ConfigurationError, match=rf"^DARKROOM_{name}: this is a file, not a folder; 'file' was given"):
+        load()
+
+
 @pytest.mark.parametrize("name", ["EMBEDDED", "FACES", "SAFETY", "DECODER"])
 def test_a_part_that_is_set_has_to_be_there(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"DARKROOM_{name}", "/nonexistent/part")

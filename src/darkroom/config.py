@@ -170,6 +170,14 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("there is no such home folder") from None
 
+    @field_validator(*FOLDERS)
+    @classmethod
+    def _no_file(cls, value: Path) -> Path:
+        """Weights in a file's place would quietly be demo mode."""
+        if value.exists() and not value.is_dir():
+            raise ValueError("this is a file, not a folder")
+        return value
+
     @field_validator(*PARTS)
     @classmethod
     def _there(cls, value: Path | None) -> Path | None:

@@ -254,7 +254,10 @@ def log_start(server: Server, listener: socket.socket) -> None:
     if server.settings.engine is EngineKind.FAKE:
         log.warning("the fake engine draws patterns; for pictures set DARKROOM_ENGINE=child")
     elif server.services.installed.demo:
-        log.warning("demo mode: no weights are installed, a tiny embedded model serves every card; see `darkroom pull`")
+        log.warning(
+            "demo mode: no weights are installed, a tiny embedded model serves every card; see `darkroom pull`",
+            models=str(server.settings.models),
+        )
     if server.settings.log_format == "text":
         sys.stderr.write(first_request(url))
 

@@ -168,10 +168,13 @@ def test_settings_of_the_environment_are_named_as_such(command: Command, monkeyp
 
 def test_a_folder_that_cannot_be_used_is_named_in_one_line(command: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for arguments in ("keys create x", "migrate", "serve"):
+    for arguments in ("keys list", "tasks list", "migrate", "serve"):
         ended = command(*arguments.split(), "--data", str(tmp_path / "file"))
+        assert ended.status == 2
+        assert ended.error == f"darkroom: --data: this is a file, not a folder; '{tmp_path / 'file'}' was given.\n"
+        ended = command(*arguments.split(), "--data", str(tmp_path / "file" / "below"))
         assert ended.status == 1
-        assert ended.error.splitlines()[-1].startswith(f"darkroom: {tmp_path / 'file'}")
+        assert str(tmp_path / "file" / "below") in ended.error
         assert "Traceback" not in ended.error
 
 

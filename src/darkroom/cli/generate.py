@@ -155,7 +155,10 @@ def generate(
     results = tuple(range(request.count))
     job = Job(id=str(uuid.uuid4()), request=request, results=results, references=references, adapters=files)
     if installed.demo:
-        note("No weights are installed: the embedded model draws. `darkroom pull ID` installs a real one.")
+        note(
+            f"No weights are installed in {installed.models}: the embedded model draws. `darkroom pull ID` installs a "
+            "real one."
+        )
     Run(job, output).go(lambda: start_engine(configured))
 
 

@@ -61,7 +61,10 @@ def list_models(models: ModelsOption = None, json: JsonOption = False) -> None:
     )
     print_table("", ("id", "name", "kind", "installed", "size", "licence"), cells, whole=("id",))
     if installed.demo:
-        note("No weights are installed: the embedded model serves every card. `darkroom pull ID` installs one.")
+        note(
+            f"No weights are installed in {installed.models}: the embedded model serves every card. `darkroom pull ID` "
+            "installs one."
+        )
 
 
 @app.command("show")
