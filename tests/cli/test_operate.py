@@ -64,6 +64,15 @@ def test_a_data_folder_may_have_any_name(command: Command, place: Path, folder: 
     assert (place / folder / "darkroom.db").is_file()
 
 
+def test_an_empty_list_is_said_so_and_prints_nothing(command: Command) -> None:
+    command("migrate")
+    for arguments, told in (("keys list", "There are no keys"), ("tasks list", "There are no tasks.")):
+        ended = command(*arguments.split())
+        assert (ended.status, ended.out) == (0, "")
+        assert ended.error.startswith(told)
+    assert json.loads(command("keys", "list", "--json").out) == []
+
+
 def store_a_task(place: Path) -> str:
     async def work() -> str:
         store = await SqlTaskStore.open(f"sqlite:///{place / 'darkroom-data' / 'darkroom.db'}")

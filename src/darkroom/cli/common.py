@@ -103,18 +103,26 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], *, whole: Collection[str] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    whole: Collection[str] = (),
+    empty: str = "",
 ) -> None:
     """A table, or where the terminal is too narrow for one, every row as lines of its own.
 
-    whole: columns that are never broken, because they are there to be copied. A pipe is as wide as it needs to be, so
+    whole: columns that are never broken, because they are there to be copied. empty: said, as a note, instead of a
+    table without rows. A pipe is as wide as it needs to be, so
     that nothing is cut for grep.
     """
     from rich.console import Console
 
     cells = [[CONTROL.sub("\ufffd", str(cell)) for cell in row] for row in rows]
+    if empty and not cells:
+        return note(empty)
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, markup=False, highlight=False)
-    if any(columns) and cells and least_width(columns, cells, whole) > console.width:
+    if any(columns) and least_width(columns, cells, whole) > console.width:
         margin = max(map(len, columns)) + GAP
         for row in cells:  # as they are: what is too long here the terminal wraps, and copies as one line
             typer.echo("\n".join(f"{name:{margin}}{cell}" for name, cell in zip(columns, row, strict=True)) + "\n")

@@ -9,6 +9,7 @@ import typer
 from darkroom.cli.common import DataOption, JsonOption, note, print_json, print_table, with_store
 
 LONGEST_NAME = 100
+NONE = "There are no keys: the server takes every request, and only from its own machine."
 
 app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
 
@@ -48,6 +49,7 @@ def list_keys(data: DataOption = None, json: JsonOption = False) -> None:
         ("id", "begins", "name", "created", "last used", "revoked"),
         (row.values() for row in rows),
         whole=("id", "begins"),
+        empty=NONE,
     )
 
 

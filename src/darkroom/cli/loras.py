@@ -78,6 +78,7 @@ def list_loras(data: DataOption = None, json: JsonOption = False) -> None:
         ("id", "name", "size", "weight", "trigger words"),
         ((a.id, a.name, gigabytes(a.bytes), f"{a.default_weight:g}", a.trigger_words) for a in found),
         whole=("id",),
+        empty="There are no adapters: `darkroom lora add FILE --air ID` adds one.",
     )
 
 

@@ -40,7 +40,7 @@ def list_tasks(
         for task in with_store(data, work)
     )
     columns = ("id", "dialect", "client's id", "status", "model", "created")
-    print_table("", columns, rows, whole=("id", "client's id", "model"))
+    print_table("", columns, rows, whole=("id", "client's id", "model"), empty="There are no tasks.")
 
 
 @app.command("show")
@@ -63,11 +63,18 @@ def show_task(
          f"{r.fault.code}: {r.fault.message}" if r.fault else "")
         for r in task.results
     )  # fmt: skip
-    print_table("Results", ("index", "seed", "picture", "size", "seconds", "fault"), results, whole=("picture",))
+    print_table(
+        "Results",
+        ("index", "seed", "picture", "size", "seconds", "fault"),
+        results,
+        whole=("picture",),
+        empty="There are no results yet.",
+    )
     print_table(
         "Deliveries",
         ("kind", "url", "state", "at", "status", "ms", "error"),
         (row for delivery in deliveries for row in attempts(delivery)),
+        empty="No webhook or upload is owed.",
     )
 
 
