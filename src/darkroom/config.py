@@ -97,7 +97,11 @@ class Settings(BaseSettings):
     decoder: Path | None = Field(None, description="Autoencoder that draws the pictures; unset: the card's own.")
     compile: Compile = Field(Compile.AUTO, description="auto (on for CUDA), on or off: compile in idle time.")
     attention: str = Field("auto", description="auto (the fastest, as measured) or diffusers' name of one.")
-    warm_sizes: str = Field("1024x1024", pattern=SIZES, description="Pictures rehearsed when a card is loaded ahead.")
+    warm_sizes: str = Field(
+        "1024x1024",
+        pattern=SIZES,
+        description="Sizes rehearsed when a card is loaded ahead, WIDTHxHEIGHT with commas; empty: none.",
+    )
     memory_bytes: int = Field(0, ge=0, description="Weights kept in memory at most; 0: what the device has.")
     offload: bool = Field(False, description="Move each part to the device only while it works (small GPUs).")
     max_rows: int = Field(16, ge=1, description="Images in flight in one engine at most.")

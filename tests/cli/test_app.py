@@ -195,10 +195,11 @@ def test_what_is_there_to_be_copied_is_never_broken(
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     names = ("id", "what it is for", "made")
-    print_table("", names, [[LONG_ID, "of an app with a long name", "2026-11-28 04:13"]] * 2, whole=("id",))
+    print_table("Keys", names, [[LONG_ID, "of an app with a long name", "2026-11-28 04:13"]] * 2, whole=("id",))
     out = capsys.readouterr().out
     assert out.count(LONG_ID) == 2
     assert out.count("2026-11-28") == 2
+    assert "Keys" in out
     if columns >= 80:
         assert max(map(len, re.sub(r"\x1b\[\d*m", "", out).splitlines())) <= columns
 

@@ -123,6 +123,8 @@ def print_table(
         return note(empty)
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, markup=False, highlight=False)
     if any(columns) and least_width(columns, cells, whole) > console.width:
+        if title:
+            typer.echo(f"{title}\n")
         margin = max(map(len, columns)) + GAP
         for row in cells:  # as they are: what is too long here the terminal wraps, and copies as one line
             typer.echo("\n".join(f"{name:{margin}}{cell}" for name, cell in zip(columns, row, strict=True)) + "\n")

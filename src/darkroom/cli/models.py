@@ -92,7 +92,7 @@ def show_model(name: Name, models: ModelsOption = None) -> None:
     )
     print_table(card.name, ("", ""), facts)
     rows = ((path, kind_of(p), plain(allowed(p)), plain(default(p))) for path, p in card.parameters.items())
-    print_table("Parameters", ("parameter", "type", "allowed", "default"), rows, whole=("parameter",))
+    print_table("Parameters", ("parameter", "type", "allowed", "default"), rows)
 
 
 @app.command("schema")
