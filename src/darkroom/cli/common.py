@@ -113,8 +113,7 @@ def print_table(
     """A table, or where the terminal is too narrow for one, every row as lines of its own.
 
     whole: columns that are never broken, because they are there to be copied. empty: said, as a note, instead of a
-    table without rows. A pipe is as wide as it needs to be, so
-    that nothing is cut for grep.
+    table without rows. A pipe is as wide as it needs to be, so that nothing is cut for grep.
     """
     from rich.console import Console
 
