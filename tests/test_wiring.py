@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,6 @@ import httpx
 import pytest
 import websockets
 
-from darkroom.assembly import is_loopback
 from darkroom.config import EngineKind, Settings
 from darkroom.errors import ConfigurationError
 from darkroom.media import fetch
@@ -143,17 +143,6 @@ async def test_a_network_address_needs_a_key(tmp_path: Path) -> None:
         assert (await http.post("/v1", json=[task()])).status_code == 401
 
 
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [
-        *((host, True) for host in ("127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost")),
-        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org")),
-    ],
-)
-def test_what_counts_as_loopback(host: str, loopback: bool) -> None:
-    assert is_loopback(host) is loopback
-
-
 async def test_a_data_folder_has_one_server(tmp_path: Path) -> None:
     async with build(settings(tmp_path)):
         with pytest.raises(ConfigurationError, match="Another server"):
@@ -175,14 +164,31 @@ async def test_a_background_task_that_dies_stops_the_server(tmp_path: Path, monk
         await asyncio.wait_for(running, 10)
 
 
-async def test_an_engine_that_cannot_start_stops_the_server_and_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="does not start"):
-        await asyncio.wait_for(run(build(settings(tmp_path, engine=EngineKind.CHILD, device="cuda:99"))), 60)
+@pytest.mark.parametrize("kind", [EngineKind.CHILD, EngineKind.LOCAL])
+async def test_an_engine_that_cannot_start_stops_the_server_and_says_why(
+    tmp_path: Path, kind: EngineKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        await asyncio.wait_for(run(build(settings(tmp_path, engine=kind, device="cuda:99"))), 60)
+    assert re.fullmatch(
+        r"The engine does not start: Device 'cuda:99' is not here: \d+ CUDA devices were found\.", caught.value.message
+    )
+    assert "Traceback" not in caplog.text
 
 
-async def test_a_port_in_use_is_said_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError, match="cannot listen"):
-        bind("127.0.0.1", taken.getsockname()[1])
+def test_a_port_in_use_is_said_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError) as caught:
+        bind("127.0.0.1", port := taken.getsockname()[1])
+    assert caught.value.message == (
+        f"The server cannot listen on 127.0.0.1 port {port}: Address already in use. Choose another with --host and "
+        "--port."
+    )
+
+
+@pytest.mark.parametrize(("host", "why"), [("a..b", "no name of a host"), ("192.0.2.1", "Cannot assign")])
+def test_an_address_that_cannot_be_had_is_said_so(host: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"cannot listen on {host} port 0: [^(]*{why}"):
+        bind(host, 0)
 
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import ipaddress
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from darkroom.api.services import Services
 from darkroom.catalog.adapters import Adapters
 from darkroom.catalog.catalog import load_catalog
 from darkroom.catalog.installed import Installed
-from darkroom.config import Settings
+from darkroom.config import Settings, is_loopback
 from darkroom.delivery.expiry import Expiry
 from darkroom.delivery.outbox import Outbox
 from darkroom.errors import ConfigurationError
@@ -124,7 +123,7 @@ async def open_store(settings: Settings, parts: contextlib.AsyncExitStack) -> tu
     if not settings.database_url:
         parts.callback(only_server_on(settings.data).close)
     store = await SqlTaskStore.open(
-        settings.database_url or f"sqlite:///{settings.data / 'darkroom.db'}",
+        settings.database,
         queue_limit=settings.queue_limit,
         queue_limit_per_key=settings.queue_limit_per_key,
     )
@@ -155,13 +154,6 @@ def check_address(settings: Settings, *, has_keys: bool) -> None:
             "`darkroom keys create NAME`, or listen on 127.0.0.1 (DARKROOM_HOST, --host).",
             parameter="host",
         )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def announcers() -> dict[str, Announcer]:

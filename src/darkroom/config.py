@@ -6,14 +6,19 @@ No other module reads the environment. `docs/settings.md` lists them; a test kee
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import tomllib
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, Final
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from darkroom.errors import ConfigurationError
+
+FILE: Final = Path("darkroom.toml")
 
 
 class DType(StrEnum):
@@ -44,6 +49,17 @@ class EngineKind(StrEnum):
     FAKE = "fake"  # no torch: draws a pattern; for work on the API and the playground
 
 
+FOLDERS = ("data", "models")
+PARTS = ("embedded", "faces", "safety", "decoder")  # whoever names one of these wants it: it has to be there
+
+SECRET = ("database_url", "huggingface_token", "webhook_secret", "callback_secret")  # never said again in a message
+
+DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)(\s*,\s*(auto|cpu|mps|cuda(:\d+)?))*$"  # cuda:0,cuda:1
+
+# What the bucket's client takes, and paths that are meant as such: anything else is a scheme with a slip in it, which
+# would be a local folder of that name.
+BUCKETS = r"^$|^(s3a?|gs|az|azure|adl|abfss?|https?)://.+|^(file://)?[/~.].*"
+
 SIZES = r"^$|^\d{2,4}x\d{2,4}(,\d{2,4}x\d{2,4})*$"  # 1024x1024,512x768
 
 WAITS = r"^$|^\d{1,6}(,\d{1,6})*$"  # 60,300,1800
@@ -52,7 +68,7 @@ WAITS = r"^$|^\d{1,6}(,\d{1,6})*$"  # 60,300,1800
 class Settings(BaseSettings):
     """Frozen. Names are the environment's without DARKROOM_ and in lower case; seconds, bytes and pixels by name."""
 
-    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="forbid", toml_file="darkroom.toml")
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs a key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
@@ -63,19 +79,29 @@ class Settings(BaseSettings):
         description="Base of the URLs given to clients, http(s)://…; empty: the address of the request.",
     )
     database_url: str = Field("", description="PostgreSQL URL; empty: SQLite in the data folder.")
-    media_url: str = Field("", description="Bucket for pictures (s3://, gs://, az://); empty: the data folder.")
-    models: Path = Field(Path("~/.cache/darkroom/models"), description="Folder of installed weights.")
+    media_url: str = Field(
+        "",
+        pattern=BUCKETS,
+        description="Bucket for pictures (s3://, gs://, az://) or a folder (/…); empty: the data folder.",
+    )
+    models: Path = Field(
+        Path("~/.cache/darkroom/models"), validate_default=True, description="Folder of installed weights."
+    )
     embedded: Path | None = Field(None, description="Folder of the embedded model; unset: the one in the package.")
     faces: Path | None = Field(None, description="Face detector, an .onnx file or its folder; unset: faces in models.")
     safety: Path | None = Field(None, description="Safety classifier, a folder; unset: safety in models.")
     engine: EngineKind = Field(EngineKind.CHILD, description="Where the engine runs: child, local or fake.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps; several with commas.")
+    device: str = Field("auto", pattern=DEVICES, description="auto, cpu, cuda, cuda:N or mps; several with commas.")
     dtype: DType = Field(DType.AUTO, description="auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.")
     quantise: Quantise = Field(Quantise.NONE, description="none, or fp8: the networks multiply in 8 bits.")
     decoder: Path | None = Field(None, description="Autoencoder that draws the pictures; unset: the card's own.")
     compile: Compile = Field(Compile.AUTO, description="auto (on for CUDA), on or off: compile in idle time.")
     attention: str = Field("auto", description="auto (the fastest, as measured) or diffusers' name of one.")
-    warm_sizes: str = Field("1024x1024", pattern=SIZES, description="Pictures rehearsed when a card is loaded ahead.")
+    warm_sizes: str = Field(
+        "1024x1024",
+        pattern=SIZES,
+        description="Sizes rehearsed when a card is loaded ahead, WIDTHxHEIGHT with commas; empty: none.",
+    )
     memory_bytes: int = Field(0, ge=0, description="Weights kept in memory at most; 0: what the device has.")
     offload: bool = Field(False, description="Move each part to the device only while it works (small GPUs).")
     max_rows: int = Field(16, ge=1, description="Images in flight in one engine at most.")
@@ -119,6 +145,61 @@ class Settings(BaseSettings):
     log_format: str = Field("text", pattern="^(text|json)$", description="text or json.")
     huggingface_token: str = Field("", description="Token for gated repositories.")
 
+    @field_validator("host", *FOLDERS, *PARTS, mode="before")
+    @classmethod
+    def _not_given(cls, value: object, info: ValidationInfo) -> object:
+        """`DARKROOM_DATA=` is how an environment file leaves it out; the current folder is `.`"""
+        return cls.model_fields[str(info.field_name)].default if value == "" else value
+
+    @field_validator("host")
+    @classmethod
+    def _bare(cls, value: str) -> str:
+        """`[::1]` is how an address is written in a URL; a socket takes it without."""
+        return value.removeprefix("[").removesuffix("]")
+
+    @field_validator("huggingface_token")
+    @classmethod
+    def _of_a_header(cls, value: str) -> str:
+        """It is sent in a header, which takes nothing else."""
+        if not all("!" <= letter <= "~" for letter in value):
+            raise ValueError("a token has letters, digits and signs of ASCII only, and no spaces")
+        return value
+
+    @field_validator(*FOLDERS, *PARTS)
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        """Not every shell spells `~` out behind `=`, and none does in a file."""
+        try:
+            return value and value.expanduser()
+        except RuntimeError:
+            raise ValueError("there is no such home folder") from None
+
+    @field_validator(*FOLDERS)
+    @classmethod
+    def _no_file(cls, value: Path) -> Path:
+        """Weights in a file's place would quietly be demo mode."""
+        if value.exists() and not value.is_dir():
+            raise ValueError("this is a file, not a folder")
+        return value
+
+    @field_validator(*PARTS)
+    @classmethod
+    def _there(cls, value: Path | None) -> Path | None:
+        """A wrong path would quietly be demo mode, or a part that seems not to be installed."""
+        if value is not None and not value.exists():
+            raise ValueError("there is no such file or folder")
+        return value
+
+    @property
+    def database(self) -> str | Path:
+        """Its URL, or the SQLite file of the data folder."""
+        return self.database_url or self.data / "darkroom.db"
+
+    @property
+    def own_url(self) -> str:
+        """Where programs of this machine reach the server."""
+        return url_of({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host), self.port)
+
     @property
     def sizes_to_warm(self) -> tuple[tuple[int, int], ...]:
         """(width, height) of each of warm_sizes."""
@@ -132,11 +213,11 @@ class Settings(BaseSettings):
 
     @property
     def faces_folder(self) -> Path:
-        return (self.faces or self.models / "faces").expanduser()
+        return self.faces or self.models / "faces"
 
     @property
     def safety_folder(self) -> Path:
-        return (self.safety or self.models / "safety").expanduser()
+        return self.safety or self.models / "safety"
 
     @property
     def features(self) -> frozenset[str]:
@@ -155,7 +236,35 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments win over the environment, the environment over the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, in_file())
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it. host: an address or a name, bare."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def in_file() -> dict[str, Any]:
+    """What darkroom.toml says, nothing where there is none. Raises ConfigurationError when it cannot be read."""
+    try:
+        return tomllib.loads(FILE.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        told = f"{error}. A setting is written like port = 8000, text in quotes"
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        told = f"line {line} is not UTF-8. Save the file in that encoding"
+    except OSError as error:
+        told = f"it cannot be read: {error.strerror}. Settings are taken from it where it is there"
+    raise ConfigurationError(f"{FILE}: {told}.")
 
 
 def unknown_names() -> list[str]:
@@ -167,7 +276,7 @@ def unknown_names() -> list[str]:
 def _no_such(name: str) -> str:
     near = difflib.get_close_matches(name.lower().removeprefix("darkroom_"), Settings.model_fields, n=1, cutoff=0.7)
     hint = f" Did you mean `{near[0]}`?" if near else " docs/settings.md lists them."
-    return f"darkroom.toml: there is no setting `{name}`.{hint}"
+    return f"{FILE}: there is no setting `{name}`.{hint}"
 
 
 def load(**arguments: object) -> Settings:
@@ -180,7 +289,13 @@ def load(**arguments: object) -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":  # only the file gives names that are not asked for
             raise ConfigurationError(_no_such(name), parameter=name) from None
-        told = f"{first['msg']}."
+        variable = f"DARKROOM_{name.upper()}"
+        by_file = name not in given and all(variable != each.upper() for each in os.environ) and name in in_file()
         if first["type"] == "string_pattern_mismatch":  # a pattern is no explanation
             told = f"{first['input']!r} is no value of it. {Settings.model_fields[name].description}"
-        raise ConfigurationError(f"DARKROOM_{name.upper()}: {told}", parameter=name) from None
+        elif name in SECRET:
+            told = f"{first['msg'].removeprefix('Value error, ')}."
+        else:
+            shown = first["input"] if isinstance(first["input"], int | float) else repr(str(first["input"]))
+            told = f"{first['msg'].removeprefix('Value error, ')}; {shown} was given."
+        raise ConfigurationError(f"{f'{FILE}: {name}' if by_file else variable}: {told}", parameter=name) from None

@@ -303,6 +303,8 @@ class ThreadSeat(Seat):
         try:
             engine_loop.run(self._build())
             why = "it was stopped"
+        except ConfigurationError as error:
+            why = error.message
         except Exception as error:
             log.exception("%s raised", self.name)
             why = f"{type(error).__name__}: {error}"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -23,7 +25,7 @@ import uvicorn
 from darkroom.catalog.card import Card
 from darkroom.catalog.catalog import Catalog, load_catalog
 from darkroom.catalog.installed import Installed
-from darkroom.config import EngineKind, Settings, unknown_names
+from darkroom.config import EngineKind, Settings, unknown_names, url_of
 from darkroom.engine.spec import build_engine, engine_spec
 from darkroom.errors import ConfigurationError
 from darkroom.loading import loading
@@ -225,27 +227,37 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family, backlog=2048)
+    except UnicodeError:
+        raise cannot_listen(host, port, "that is no name of a host") from None
     except OSError as error:
-        raise ConfigurationError(
-            f"The server cannot listen on {host} port {port}: {error.strerror}. Choose another with --host and --port.",
-            parameter="port",
-        ) from None
+        code = error.errno or 0  # its own words where it has some: Python's add the address once more
+        raise cannot_listen(host, port, os.strerror(code) if code in errno.errorcode else str(error.strerror)) from None
     # Inherited by every connection. asyncio sets it only on sockets that name their protocol, which these do not: a
     # small body behind its headers would wait for the client's delayed acknowledgement, 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
+def cannot_listen(host: str, port: int, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The server cannot listen on {host} port {port}: {why}. Choose another with --host and --port.",
+        parameter="port",
+    )
+
+
 def log_start(server: Server, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     for name in unknown_names():
         log.warning("there is no such setting; docs/settings.md lists them", name=name)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = url_of(host, port)
     log.info("listening", url=url, data=str(server.settings.data))
     if server.settings.engine is EngineKind.FAKE:
         log.warning("the fake engine draws patterns; for pictures set DARKROOM_ENGINE=child")
     elif server.services.installed.demo:
-        log.warning("demo mode: no weights are installed, a tiny embedded model serves every card; see `darkroom pull`")
+        log.warning(
+            "demo mode: no weights are installed, a tiny embedded model serves every card; see `darkroom pull`",
+            models=str(server.settings.models),
+        )
     if server.settings.log_format == "text":
         sys.stderr.write(first_request(url))
 

@@ -46,6 +46,14 @@ def test_what_is_incomplete_is_named_and_replaces_nothing(tmp_path: Path) -> Non
     assert (folder / "model.safetensors").is_file()
 
 
+def test_an_empty_file_is_no_detector(tmp_path: Path) -> None:
+    file = write(tmp_path / "from", "mine.onnx") / "mine.onnx"
+    file.write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"mine\.onnx is empty"):
+        install_feature(FEATURES["faces"], tmp_path / "models", file)
+    assert not (tmp_path / "models").exists()
+
+
 def test_no_detector_is_fetched_by_itself(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"darkroom pull faces --from FILE\.onnx"):
         pull_feature(FEATURES["faces"], tmp_path)

@@ -112,6 +112,17 @@ def test_a_gated_repository_says_what_to_do(card: Card, installed: Installed, hu
     assert pull(card, installed, endpoint=hub.url, token="hf_secret").revision == hub.commit
 
 
+def test_a_hub_that_lists_files_and_hands_none_out_while_a_part_is_here(
+    card: Card, installed: Installed, hub: Hub
+) -> None:
+    part = installed.folder(card).with_name(f"{installed.folder(card).name}.part")
+    shutil.copytree(hub.folder, part)
+    hub.token = "hf_right"
+    with pytest.raises(StorageError, match=r"does not hand them out now\. Run the command again to resume"):
+        pull(card, installed, endpoint=hub.url)
+    assert part.is_dir()
+
+
 def test_an_unknown_revision_or_repository(card: Card, installed: Installed, hub: Hub) -> None:
     with pytest.raises(ConfigurationError, match="has no such revision"):
         pull(card, installed, endpoint=hub.url, revision="v9")

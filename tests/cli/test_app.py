@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import typer
 from darkroom.cli.app import app, run
 from darkroom.cli.common import print_table
 from darkroom.cli.generate import CALLED_HERE
+from tests.catalog.checkpoints import write_safetensors
 from tests.cli.commands import Command
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "cli.md").read_text()
@@ -47,8 +49,6 @@ def test_every_command_and_option_is_in_the_manual(name: str, command: object) -
 
 
 def test_the_manual_names_no_option_that_is_gone() -> None:
-    import re
-
     known = {"--help", "-h"}
     for _, command in every_command():
         for parameter in command.params:  # type: ignore[attr-defined]
@@ -78,7 +78,16 @@ def test_the_manual_names_no_option_that_is_gone() -> None:
         ("generate x --format jpg", "--format JPG does not go with --output out.png."),
         ("generate x -o out.tiff", "--output must end in .png, .jpg, .jpeg, .webp; 'out.tiff' was given."),
         ("generate x -o nowhere/out.png", "--output: there is no folder nowhere."),
-        ("generate x -o folder.png", "--output: folder.png cannot be written."),
+        ("generate x -o folder.png", "--output: folder.png cannot be written: it is a folder."),
+        ("generate x -n 2 -o many.png", "--output: many-2.png cannot be written: it is a folder."),
+        ("lora add style.safetensors --air a --weight nan", "--weight must be between -4 and 4; nan was given."),
+        ("lora add style.safetensors --air a --weight 5", "--weight must be between -4 and 4; 5.0 was given."),
+        (
+            "lora add style.safetensors --air=",
+            "--air must be letters, digits and :@._-, for example acme:12@1; '' was given.",
+        ),
+        ("lora add style.safetensors --air a=b", "--air must be letters, digits and :@._-"),
+        ("lora add style.safetensors --air ../a", "--air must be letters, digits and :@._-"),
         ("generate x --sampler Eular", "Did you mean 'Euler'?"),
         ("generate x --acceleration warp", "--acceleration must be one of 'none', 'low', 'medium', 'high'."),
         ("generate x --model sd15", "--model: There is no model 'sd15' here. Known models: bfl:6@1, runware:400@1"),
@@ -96,12 +105,28 @@ def test_the_manual_names_no_option_that_is_gone() -> None:
         ("generate x --negative-prompt y", "No such option: --negative-prompt. Write --negative."),
         ("tasks list --count 4", "No such option: --count"),
         ("frobnicate", "No such command 'frobnicate'."),
-        ("serve --port 99999", "--port: Input should be less than or equal to 65535."),
-        ("serve --dtype int8", "--dtype: Input should be 'auto', 'fp32' or 'bf16'."),
+        ("serve --port 99999", "--port: Input should be less than or equal to 65535; 99999 was given."),
+        ("serve --dtype int8", "--dtype: Input should be 'auto', 'fp32' or 'bf16'; 'int8' was given."),
+        (
+            "serve --device foo",
+            "--device: 'foo' is no value of it. auto, cpu, cuda, cuda:N or mps; several with commas.",
+        ),
+        ("generate x --device gpu:0", "--device: 'gpu:0' is no value of it."),
         ("models show sd15", "There is no model 'sd15' here."),
+        ("models --json show runware:400@5", "--models and --json go behind show."),
         ("pull sd15", "There is no model 'sd15' here."),
         ("pull runware:400@5 --link", "--link goes with --from DIR."),
         ("pull runware:400@5 --from nowhere", "--from: there is no folder nowhere."),
+        ("pull runware:400@5 --token hf_sécret", "--token: a token has letters, digits and signs of ASCII only"),
+        ("pull safety --token hf_sécret", "--token: a token has letters, digits and signs of ASCII only"),
+        ("pull runware:400@5 --from . --revision main", "--revision is of the hub, --from of a folder: one of them."),
+        ("pull safety --link", "--link is for models; safety is copied."),
+        ("generate x --cfg nan", "--cfg must be a number; nan was given."),
+        ("generate x --lora a=nan", "--lora must be ID or ID=WEIGHT with a number from -4 to 4; 'a=nan' was given."),
+        ("lora add missing.safetensors --air a", "FILE: there is no file missing.safetensors."),
+        ("keys list --data=", "--data': a folder's name must not be empty; the current folder is '.'."),
+        ("models list --models=", "--models': a folder's name must not be empty"),
+        (f"keys create {'n' * 101}", "NAME must have between 1 and 100 characters; it has 101."),
         ("tasks list --limit 0", "--limit"),
         ("keys create", "Missing argument 'NAME'."),
     ],
@@ -109,12 +134,15 @@ def test_the_manual_names_no_option_that_is_gone() -> None:
 def test_bad_input_is_one_line_and_status_2(command: Command, tmp_path: Path, arguments: str, says: str) -> None:
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "many-2.png").mkdir()
+    write_safetensors(tmp_path / "style.safetensors", {"block.lora_A.weight": [4, 4]})
     ended = command(*arguments.split())
     assert ended.status == 2
     assert ended.out == ""
     assert ended.error.count("\n") == 1
     assert ended.error.startswith("darkroom: ")
     assert says in ended.error
+    assert "sécret" not in ended.error
     assert not (tmp_path / "out.png").exists()
 
 
@@ -122,11 +150,12 @@ def test_bad_input_is_one_line_and_status_2(command: Command, tmp_path: Path, ar
     ("arguments", "says"),
     [
         ("tasks show 0190", "There is no task '0190' here"),
-        ("keys revoke dk_nothing", "dk_nothing"),
+        ("keys revoke dk_nothing", "There is no key 'dk_nothing' here; `darkroom keys list` shows all."),
         ("lora remove acme:1@1", "There is no adapter 'acme:1@1' here"),
     ],
 )
 def test_what_is_not_there_is_one_line_and_status_1(command: Command, arguments: str, says: str) -> None:
+    command("migrate")
     ended = command(*arguments.split())
     assert ended.status == 1
     assert says in ended.error.splitlines()[-1]
@@ -141,8 +170,11 @@ def test_a_folder_that_cannot_be_used_is_named_in_one_line(command: Command, tmp
     (tmp_path / "file").write_text("")
     for arguments in ("keys list", "tasks list", "migrate", "serve"):
         ended = command(*arguments.split(), "--data", str(tmp_path / "file"))
+        assert ended.status == 2
+        assert ended.error == f"darkroom: --data: this is a file, not a folder; '{tmp_path / 'file'}' was given.\n"
+        ended = command(*arguments.split(), "--data", str(tmp_path / "file" / "below"))
         assert ended.status == 1
-        assert ended.error.splitlines()[-1].startswith(f"darkroom: {tmp_path / 'file'}")
+        assert str(tmp_path / "file" / "below") in ended.error
         assert "Traceback" not in ended.error
 
 
@@ -153,12 +185,46 @@ def test_what_callers_wrote_does_not_command_the_terminal(capsys: pytest.Capture
     assert "line" in out
 
 
+LONG_ID = "01a2205b-dfc3-752f-9f32-03d6bc3c3c89"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_what_is_there_to_be_copied_is_never_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    names = ("id", "what it is for", "made")
+    print_table("Keys", names, [[LONG_ID, "of an app with a long name", "2026-11-28 04:13"]] * 2, whole=("id",))
+    out = capsys.readouterr().out
+    assert out.count(LONG_ID) == 2
+    assert out.count("2026-11-28") == 2
+    assert "Keys" in out
+    if columns >= 80:
+        assert max(map(len, re.sub(r"\x1b\[\d*m", "", out).splitlines())) <= columns
+
+
+def test_a_pipe_cuts_and_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"https://example.org/{'a' * 500}"
+    print_table("", ("kind", "url"), [["webhook", url]])
+    assert url in capsys.readouterr().out
+
+
+def test_a_closed_output_is_no_reason_to_fail() -> None:
+    command = [sys.executable, "-m", "darkroom.cli", "models", "list", "--json"]
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_ctrl_c(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("darkroom.catalog.catalog.load_catalog", interrupt)
-    assert command("models").status == 130
+    ended = command("models")
+    assert (ended.status, ended.error) == (130, "darkroom: interrupted\n")
 
 
 def test_version(command: Command) -> None:
@@ -192,6 +258,8 @@ def test_models(command: Command, installed: Callable[[str], None]) -> None:
     assert listed["runware:400@4"]["installed"] is False
     assert listed["runware:400@4"]["bytes"] == 16_000_000_000
     assert command("models").error == ""
+    assert json.loads(command("models", "--json").out) == list(listed.values())
+    assert all(not row["installed"] for row in json.loads(command("models", "--json", "--models", "other").out))
 
 
 def test_models_show_and_schema(command: Command) -> None:

@@ -5,8 +5,10 @@ import io
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,21 @@ def test_a_terminal_shows_the_step(place: Path) -> None:
     assert re.search(r"[2-5]/6", shown.decode())
 
 
+def test_ctrl_c_says_so_and_tells_what_is_done(place: Path) -> None:
+    command = [sys.executable, "-m", "darkroom.cli", "generate", "x [slow 100]", "-n", "20", "--steps", "9"]
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (place / "out-1.png").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "darkroom: interrupted"
+    assert "Traceback" not in error
+    assert [line.split()[0] for line in out.splitlines()] == sorted(path.name for path in place.glob("out-*.png"))
+
+
 def test_without_a_seed_pictures_differ(command: Command) -> None:
     seeds = {LINE.match(command("generate", "x", "--steps", "1").out)[4] for _ in range(3)}  # type: ignore[index]
     assert len(seeds) == 3
@@ -143,6 +160,17 @@ def test_what_could_be_made_is_kept_when_one_fails(command: Command, place: Path
     assert {path.name for path in place.glob("f*")} == {"f-1.png", "f-3.png"}
     assert "2 of 3 in" in ended.error
     assert ended.error.splitlines()[-1].startswith("darkroom: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_picture_that_finds_no_room_leaves_the_others(command: Command, place: Path) -> None:
+    (place / "many-2.png").symlink_to("/dev/full")
+    (place / "many-1.step-02.jpg").mkdir()
+    ended = command("generate", "x", "-n", "3", "-o", "many.png", "--steps", "4", "--preview", "2")
+    assert ended.status == 1
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["many-1.png", "many-3.png"]
+    assert "many-1.step-02.jpg cannot be written: Is a directory." in ended.error
+    assert ended.error.splitlines()[-1] == "darkroom: many-2.png cannot be written: No space left on device."
 
 
 def test_a_card_without_weights_when_others_are_installed(command: Command, installed: Any) -> None:
@@ -195,3 +223,21 @@ def test_the_real_engine_from_a_cold_start(tmp_path: Path) -> None:
     assert LINE.match(ended.stdout)
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (128, 128)
+
+
+def test_a_prompt_that_is_too_long_is_said_once(tmp_path: Path) -> None:
+    tiny = pytest.importorskip("tests.tiny")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
+    environment |= {"DARKROOM_EMBEDDED": str(tiny.embedded()), "DARKROOM_MODELS": str(tmp_path / "none")}
+    command = [sys.executable, "-m", "darkroom.cli", "generate", "red circle " * 400, "--steps", "1"]
+    ended = subprocess.run(
+        [*command, "--size", "128x128", "--device", "cpu"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert [line for line in ended.stderr.splitlines() if "rompt" in line] == [
+        line for line in ended.stderr.splitlines() if "only its beginning fits" in line
+    ]
+    assert ended.stderr.count("only its beginning fits") == 1

@@ -37,7 +37,40 @@ def test_keys_are_made_shown_once_listed_and_revoked(command: Command) -> None:
 def test_the_data_option_picks_the_server(command: Command, place: Path) -> None:
     command("keys", "create", "one", "--data", "here")
     assert (place / "here" / "darkroom.db").is_file()
-    assert json.loads(command("keys", "list", "--json", "--data", "there").out) == []
+    command("keys", "create", "two", "--data", "there")
+    [key] = json.loads(command("keys", "list", "--json", "--data", "there").out)
+    assert key["name"] == "two"
+
+
+@pytest.mark.parametrize(
+    "arguments", ["keys list", "keys list --json", "keys revoke dk_a", "tasks list", "tasks show 1"]
+)
+def test_looking_at_data_that_is_not_there_makes_none(command: Command, place: Path, arguments: str) -> None:
+    before = set(place.rglob("*"))
+    ended = command(*arguments.split(), "--data", "nothing")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.error == (
+        "darkroom: There is no data in nothing: no server has worked there. Name the folder with --data or "
+        "DARKROOM_DATA.\n"
+    )
+    assert set(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("folder", ["a%20b", "a?b=c", "a#b", "a b"])
+def test_a_data_folder_may_have_any_name(command: Command, place: Path, folder: str) -> None:
+    assert command("migrate", "--data", folder).status == 0
+    assert command("keys", "create", "mine", "--data", folder).status == 0
+    assert "mine" in command("keys", "list", "--data", folder).out
+    assert (place / folder / "darkroom.db").is_file()
+
+
+def test_an_empty_list_is_said_so_and_prints_nothing(command: Command) -> None:
+    command("migrate")
+    for arguments, told in (("keys list", "There are no keys"), ("tasks list", "There are no tasks.")):
+        ended = command(*arguments.split())
+        assert (ended.status, ended.out) == (0, "")
+        assert ended.error.startswith(told)
+    assert json.loads(command("keys", "list", "--json").out) == []
 
 
 def store_a_task(place: Path) -> str:
@@ -96,7 +129,7 @@ def test_a_file_that_is_no_adapter(command: Command, place: Path) -> None:
     (place / "broken.safetensors").write_bytes(b"nothing at all")
     ended = command("lora", "add", "broken.safetensors", "--air", "acme:1@1")
     assert ended.status == 1
-    assert "no safetensors file" in ended.error
+    assert ended.error.startswith("darkroom: broken.safetensors: The file is no safetensors file")
     assert command("lora", "add", "missing.safetensors", "--air", "acme:1@1").error.startswith("darkroom: FILE:")
 
 

@@ -58,6 +58,24 @@ def test_without_an_address_it_is_the_server_of_the_settings(
     assert f"http://127.0.0.1:{server.port}" in command("top", "--every", "0.2").out
 
 
+def test_no_proxy_stands_between_it_and_this_machine(
+    server: LiveServer, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    assert "● ready" in command("top", server.url, "--every", "0.2").out
+
+
+def test_why_no_server_answers_is_said_in_words(command: Command) -> None:
+    for address, why in (
+        (f"127.0.0.1:{free_port()}", "Connection refused"),
+        ("ftp://x", "unsupported protocol 'ftp://'"),
+    ):
+        error = command("top", address).error
+        assert f"{why}. Its address is the argument." in error
+        assert "Errno" not in error
+
+
 @pytest.mark.parametrize("address", ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "http://[nonsense"])
 def test_no_server_is_said_in_one_line(command: Command, address: str) -> None:
     ended = command("top", address.format(port=free_port()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -78,6 +79,8 @@ async def test_a_newer_database_is_refused(url: str) -> None:
     ("url", "message"),
     [
         ("nonsense", "not a database URL"),
+        ("postgresql://user@host:port/name", "not a database URL"),
+        ("postgresql://user@host:99999/name", "not a database URL"),
         ("mysql://localhost/x", "names mysql"),
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
@@ -89,13 +92,46 @@ def test_a_wrong_url_is_explained(url: str, message: str) -> None:
     assert error.value.parameter == "database_url"
 
 
-async def test_a_database_that_does_not_answer_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="does not answer"):
-        await Database.open("postgresql://nobody@127.0.0.1:1/nothing")
-    broken = tmp_path / "darkroom.db"
-    broken.mkdir()
-    with pytest.raises(StorageError):
-        await Database.open(f"sqlite:///{broken}")
+async def test_a_database_that_cannot_be_used_is_named_without_its_password_and_with_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        await Database.open("postgresql://nobody:secret@127.0.0.1:1/nothing?ssl=disable")
+    assert caught.value.message == (
+        "The database postgresql://nobody:***@127.0.0.1:1/nothing cannot be used: Connect call failed ('127.0.0.1', 1)."
+    )
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "text.db").write_text("no database, but as long as the header of one is\n" * 4)
+    other = sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    with other.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE keys (name TEXT)"))
+    other.dispose()
+    for name, cause in (
+        ("folder", "unable to open database file"),
+        ("text", "file is not a database"),
+        ("other", "table keys already exists"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            await Database.open(tmp_path / f"{name}.db")
+        assert caught.value.message == f"The database {tmp_path / name}.db cannot be used: {cause}."
+
+
+@pytest.mark.parametrize("url", ["postgresql://x:secret@127.0.0.1:1/d?colour=red", "postgresql://x:secret@a..b/d"])
+async def test_a_url_that_the_driver_does_not_take_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^DARKROOM_DATABASE_URL \(postgresql://x:") as caught:
+        await Database.open(url)
+    assert "secret" not in caught.value.message
+
+
+async def test_a_url_may_say_sslmode_as_other_clients_do() -> None:
+    with pytest.raises(StorageError, match="Connect call failed"):
+        await Database.open("postgresql://x@127.0.0.1:1/d?sslmode=require")
+
+
+@pytest.mark.parametrize("folder", ["a%20b", "a?b=c", "a#b", "a b", "ä'\"b"])
+async def test_a_file_may_lie_in_a_folder_of_any_name(tmp_path: Path, folder: str) -> None:
+    file = tmp_path / folder / "darkroom.db"
+    await (await Database.open(file)).close()
+    assert file.is_file()
+    assert os.listdir(tmp_path) == [folder]
 
 
 class Failing:

@@ -40,13 +40,15 @@ def install_feature(feature: Feature, models: Path, source: Path) -> Path:
     """Copy a feature's files from a folder, or its one file, into the models folder; returns where they are.
 
     What was there before is replaced only when everything that is needed is there. Raises WeightsError naming what
-    is missing, StorageError when the disk does not take it.
+    is missing or empty, StorageError when the disk does not take it.
     """
     wanted: list[Path] = []
     for pattern in feature.files:
         found = sorted(source.glob(pattern)) if source.is_dir() else [source] if source.match(pattern) else []
         if not found:
             raise WeightsError(f"{source} holds no {pattern}, which {feature.name} needs.")
+        if not found[0].stat().st_size:
+            raise WeightsError(f"{found[0]} is empty: fetch or export it again.")
         wanted.append(found[0])
     wanted += [source / name for name in feature.optional if (source / name).is_file()]
     target = models.expanduser() / feature.name

@@ -221,6 +221,12 @@ class _HubErrors:
                     "The hub cannot be reached. Without a connection, install from a folder: "
                     f"darkroom pull {self.card.id} --from DIR."
                 ) from None
+            case AssertionError():  # the client's, when it may not ask about a file that an earlier pull left here
+                raise StorageError(
+                    f"The hub lists the files of {weights.repo} and does not hand them out now. Run the command again "
+                    f"to resume; if that does not help, accept the licence at {weights.licence_url} and pass a token "
+                    "of that account with --token."
+                ) from None
             case OSError() if not isinstance(error, errors.HTTPError):
                 raise StorageError(f"The weights cannot be written: {error.strerror or error}.") from None
             case errors.HTTPError():

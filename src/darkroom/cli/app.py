@@ -7,6 +7,7 @@ what is allowed), 1 for everything else, 130 after Ctrl-C.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import cast
@@ -52,6 +53,9 @@ app.add_typer(loras.app, name="lora")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line (that of the process unless given) and exit with its status."""
+    for name in ("stdout", "stderr"):  # closed by the caller (`>&-`): nobody reads, which is no reason to fail
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the life of the process
     sys.exit(run(arguments))
 
 
@@ -69,6 +73,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         named = f"{error.filename}: " if error.filename else ""
         return complain(f"{named}{error.strerror or error}", FAILED)
     except (KeyboardInterrupt, typer.Abort):
+        return complain("interrupted", INTERRUPTED)
+    if result == INTERRUPTED:  # newer typers turn Ctrl-C into this status, without a word
         return complain("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 

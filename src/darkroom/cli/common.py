@@ -6,27 +6,53 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from darkroom.errors import ConfigurationError
+from darkroom.errors import ConfigurationError, NotFound
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from darkroom.config import Settings
     from darkroom.tasks.sql import SqlTaskStore
 
 T = TypeVar("T")
+
+
+def folder(text: str) -> Path:
+    """What an option calls a folder. Empty is a variable of a script that is not set, not the current folder."""
+    if not text:
+        raise typer.BadParameter("a folder's name must not be empty; the current folder is '.'.")
+    return Path(text)
+
+
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Data folder. \\[env: DARKROOM_DATA]", show_default=False)
+    Path | None,
+    typer.Option(
+        "--data", parser=folder, metavar="DIR", help="Data folder. \\[env: DARKROOM_DATA]", show_default=False
+    ),
 ]
 ModelsOption = Annotated[
     Path | None,
-    typer.Option("--models", help="Folder of installed weights. \\[env: DARKROOM_MODELS]", show_default=False),
+    typer.Option(
+        "--models",
+        parser=folder,
+        metavar="DIR",
+        help="Folder of installed weights. \\[env: DARKROOM_MODELS]",
+        show_default=False,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+PIPE_COLUMNS = 1 << 16
+READABLE = 10  # columns of text that may be broken, at least
+GAP = 3  # between two columns
+
+OPTION_OF = {"huggingface_token": "--token"}  # where an option is not called as its setting
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # what callers wrote must not command the terminal
 
@@ -41,18 +67,29 @@ def settings(**options: object) -> Settings:
         name = str(error.parameter)
         if options.get(name) is None:
             raise
-        option = f"--{name.replace('_', '-')}"
+        option = OPTION_OF.get(name, f"--{name}")
         raise ConfigurationError(error.message.replace(f"DARKROOM_{name.upper()}", option), parameter=name) from None
 
 
-def with_store(data: Path | None, work: Callable[[SqlTaskStore], Awaitable[T]]) -> T:
-    """Run work on the server's database, which may be in use by a running server."""
+def with_store(data: Path | None, work: Callable[[SqlTaskStore], Awaitable[T]], *, new: bool = False) -> T:
+    """Run work on the server's database, which may be in use by a running server.
+
+    new: make one if there is none. Raises NotFound otherwise: who looks at something that is not there has named the
+    wrong folder, and an empty one in its place would hide that.
+    """
     from darkroom.tasks.sql import SqlTaskStore
 
     configured = settings(data=data)
+    place = configured.database
+    if isinstance(place, Path) and not new and not place.exists():
+        raise NotFound(
+            f"There is no data in {configured.data}: no server has worked there. Name the folder with --data or "
+            "DARKROOM_DATA.",
+            what="data",
+        )
 
     async def run() -> T:
-        store = await SqlTaskStore.open(database_url(configured))
+        store = await SqlTaskStore.open(place)
         try:
             return await work(store)
         finally:
@@ -61,33 +98,59 @@ def with_store(data: Path | None, work: Callable[[SqlTaskStore], Awaitable[T]]) 
     return asyncio.run(run())
 
 
-def database_url(configured: Settings) -> str:
-    """The configured database, or the SQLite file of the data folder, which is made if it is not there."""
-    if configured.database_url:
-        return configured.database_url
-    configured.data.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{configured.data / 'darkroom.db'}"
-
-
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table as wide as it needs to be when stdout is a pipe, so that nothing is cut for grep."""
-    from rich import box
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    whole: Collection[str] = (),
+    empty: str = "",
+) -> None:
+    """A table, or where the terminal is too narrow for one, every row as lines of its own.
+
+    whole: columns that are never broken, because they are there to be copied. empty: said, as a note, instead of a
+    table without rows. A pipe is as wide as it needs to be, so that nothing is cut for grep.
+    """
     from rich.console import Console
+
+    cells = [[CONTROL.sub("\ufffd", str(cell)) for cell in row] for row in rows]
+    if empty and not cells:
+        return note(empty)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, markup=False, highlight=False)
+    if any(columns) and least_width(columns, cells, whole) > console.width:
+        if title:
+            typer.echo(f"{title}\n")
+        margin = max(map(len, columns)) + GAP
+        for row in cells:  # as they are: what is too long here the terminal wraps, and copies as one line
+            typer.echo("\n".join(f"{name:{margin}}{cell}" for name, cell in zip(columns, row, strict=True)) + "\n")
+    else:
+        console.print(table_of(title, columns, cells, whole))
+
+
+def least_width(columns: Sequence[str], cells: Sequence[Sequence[str]], whole: Collection[str]) -> int:
+    """Of a terminal that shows these columns as a table: those that are whole, and enough of the others to be read."""
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    return sum(
+        GAP + (width if name in whole else min(width, READABLE)) for name, width in zip(columns, widths, strict=True)
+    )
+
+
+def table_of(title: str, columns: Sequence[str], cells: Iterable[Iterable[str]], whole: Collection[str]) -> Table:
+    from rich import box
     from rich.table import Table
 
-    columns = list(columns)
     table = Table(
         title=title or None, box=box.SIMPLE_HEAD, title_justify="left", show_header=any(columns), pad_edge=False
     )
     for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(CONTROL.sub("\ufffd", str(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+        table.add_column(column, overflow="fold", no_wrap=column in whole)
+    for row in cells:
+        table.add_row(*row)
+    return table
 
 
 def note(text: str) -> None:

@@ -43,20 +43,26 @@ class Run:
 
     def go(self, start: Callable[[], SteppedEngine]) -> None:
         """Start an engine and make the pictures. Raises DarkroomError when one could not be made, after the others."""
-        with self._bars() as told:
-            engine = start()
-            engine.add(self.job)
-            while not engine.idle:
-                for event in engine.step():
-                    told(event)
+        try:
+            with self._bars() as told:
+                engine = start()
+                engine.add(self.job)
+                while not engine.idle:
+                    for event in engine.step():
+                        told(event)
+        finally:  # also after Ctrl-C: what is done is in its files
+            self._report()
+        if self.faults:
+            raise DarkroomError("; ".join(dict.fromkeys(self.faults)))
+
+    def _report(self) -> None:
         for warning in self.warnings:
             note(warning)
         for made in sorted(self.made, key=lambda each: each.result):
             stages = "  ".join(f"{name} {ms / 1000:.2f} s" for name, ms in made.stages.items())
             typer.echo(f"{made.path}  {made.size}  seed {made.seed}  {stages}")
-        note(f"{len(self.made)} of {self.job.request.count} in {time.perf_counter() - self.began:.1f} s")
-        if self.faults:
-            raise DarkroomError("; ".join(dict.fromkeys(self.faults)))
+        if self.made:
+            note(f"{len(self.made)} of {self.job.request.count} in {time.perf_counter() - self.began:.1f} s")
 
     @contextlib.contextmanager
     def _bars(self) -> Iterator[Callable[[EngineEvent], None]]:
@@ -81,10 +87,16 @@ class Run:
     def _take(self, event: EngineEvent) -> None:
         match event:
             case Picture():
-                self._write(event)
+                try:
+                    self._write(event)
+                except StorageError as error:  # the other pictures may have room
+                    self.faults.append(error.message)
             case Preview():
                 path = self.path(event.result)
-                save(path.with_name(f"{path.stem}.step-{event.step:02d}.jpg"), event.jpeg)
+                try:
+                    save(path.with_name(f"{path.stem}.step-{event.step:02d}.jpg"), event.jpeg)
+                except StorageError as error:
+                    self.warnings[error.message] = None
             case Failure():
                 self.faults.append(event.message)
             case _:
@@ -102,16 +114,18 @@ class Run:
         save(path, data)
         stages = {**record.stage_ms, "encode": (time.perf_counter() - began) * 1000}
         self.warnings |= dict.fromkeys(record.warnings)
-        if record.prompt_truncated:
-            self.warnings["The prompt was longer than the model reads; its end had no effect."] = None
         size = f"{picture.pixels.width}×{picture.pixels.height}"
         self.made.append(Made(result=picture.result, path=path, size=size, seed=picture.seed, stages=stages))
 
     def path(self, result: int) -> Path:
-        """out.png, or out-1.png, out-2.png… when there are several."""
-        if self.job.request.count == 1:
-            return self.output
-        return self.output.with_name(f"{self.output.stem}-{result + 1}{self.output.suffix}")
+        return numbered(self.output, self.job.request.count)[result]
+
+
+def numbered(output: Path, count: int) -> list[Path]:
+    """out.png, or out-1.png, out-2.png… when there are several."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, count + 1)]
 
 
 def save(path: Path, data: bytes) -> None:

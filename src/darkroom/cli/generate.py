@@ -12,8 +12,17 @@ import msgspec
 import typer
 
 from darkroom.cli.common import DataOption, ModelsOption, note, settings
-from darkroom.cli.drawing import Run
-from darkroom.cli.options import FORMATS, check_options, check_output, parse_lora, parse_size, read_reference, refused
+from darkroom.cli.drawing import Run, numbered
+from darkroom.cli.options import (
+    FORMATS,
+    check_format,
+    check_options,
+    check_writable,
+    parse_lora,
+    parse_size,
+    read_reference,
+    refused,
+)
 from darkroom.errors import NotFound
 from darkroom.types import (
     MAX_SEED,
@@ -129,7 +138,9 @@ def generate(
         "--lora": [parse_lora(text) for text in lora or []] or None,
     }
     values = check_options(card, options)
-    check_output(output, values["--format"])
+    check_format(output, values["--format"])
+    for path in numbered(output, number):
+        check_writable(path)
     installed.locate(card)  # not installed: say so before anything is read
     uses, files = find_adapters(values.get("--lora", ()), configured, installed)
     references = tuple(read_reference(path, configured.image_pixels) for path in ref or [])
@@ -144,7 +155,10 @@ def generate(
     results = tuple(range(request.count))
     job = Job(id=str(uuid.uuid4()), request=request, results=results, references=references, adapters=files)
     if installed.demo:
-        note("No weights are installed: the embedded model draws. `darkroom pull ID` installs a real one.")
+        note(
+            f"No weights are installed in {installed.models}: the embedded model draws. `darkroom pull ID` installs a "
+            "real one."
+        )
     Run(job, output).go(lambda: start_engine(configured))
 
 

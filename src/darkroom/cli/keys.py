@@ -8,6 +8,9 @@ import typer
 
 from darkroom.cli.common import DataOption, JsonOption, note, print_json, print_table, with_store
 
+LONGEST_NAME = 100
+NONE = "There are no keys: the server takes every request, and only from its own machine."
+
 app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
 
 
@@ -17,7 +20,9 @@ def create_key(
     data: DataOption = None,
 ) -> None:
     """Create a key and print it, once: only its hash is kept."""
-    key, plain = with_store(data, lambda store: store.keys.create(name))
+    if not 0 < len(name.strip()) <= LONGEST_NAME:
+        raise typer.BadParameter(f"NAME must have between 1 and {LONGEST_NAME} characters; it has {len(name.strip())}.")
+    key, plain = with_store(data, lambda store: store.keys.create(name), new=True)
     typer.echo(plain)
     note(f"Key {key.prefix}… for {name!r}, shown this once. A running server takes it, and asks for a key from now on.")
 
@@ -39,7 +44,13 @@ def list_keys(data: DataOption = None, json: JsonOption = False) -> None:
     ]
     if json:
         return print_json(rows)
-    print_table("", ("id", "begins", "name", "created", "last used", "revoked"), (row.values() for row in rows))
+    print_table(
+        "",
+        ("id", "begins", "name", "created", "last used", "revoked"),
+        (row.values() for row in rows),
+        whole=("id", "begins"),
+        empty=NONE,
+    )
 
 
 @app.command("revoke")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from darkroom.cli.common import DataOption, JsonOption, print_json, print_table, settings
-from darkroom.errors import NotFound
+from darkroom.cli.options import refused
+from darkroom.errors import WeightsError
 
 if TYPE_CHECKING:
     from darkroom.catalog.adapters import Adapters
 
 app = typer.Typer(help="Adapters (LoRAs): add a file, list them, remove one.", no_args_is_help=True)
 OWNER = "local"
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9:@._-]{0,199}")  # an AIR and more, but nothing that --lora ID=WEIGHT ends at
+WEIGHTS = (-4.0, 4.0)  # as requests may say
 
 
 @app.command("add")
@@ -30,11 +34,19 @@ def add_lora(
     data: DataOption = None,
 ) -> None:
     """Copy an adapter into the data folder, for every key to use."""
-    from darkroom.catalog.adapters import Adapter
+    from darkroom.catalog.adapters import Adapter, check_adapter_file
     from darkroom.catalog.pull import gigabytes
 
     if not file.is_file():
-        raise NotFound(f"FILE: there is no file {file}.", what="adapter")
+        raise refused("FILE", f"FILE: there is no file {file}.")
+    if not ID.fullmatch(air):
+        raise refused("--air", f"--air must be letters, digits and :@._-, for example acme:12@1; {air!r} was given.")
+    if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
+        raise refused("--weight", f"--weight must be between {WEIGHTS[0]:g} and {WEIGHTS[1]:g}; {weight} was given.")
+    try:
+        check_adapter_file(file)
+    except WeightsError as error:
+        raise WeightsError(f"{file}: {error.message}") from None
     adapters = folder(data)
     adapters.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=adapters.folder, prefix=".adding-") as place:
@@ -65,6 +77,8 @@ def list_loras(data: DataOption = None, json: JsonOption = False) -> None:
         "",
         ("id", "name", "size", "weight", "trigger words"),
         ((a.id, a.name, gigabytes(a.bytes), f"{a.default_weight:g}", a.trigger_words) for a in found),
+        whole=("id",),
+        empty="There are no adapters: `darkroom lora add FILE --air ID` adds one.",
     )
 
 

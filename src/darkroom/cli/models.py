@@ -19,10 +19,12 @@ Name = Annotated[str, typer.Argument(metavar="ID", help="AIR, slug, alias or Run
 
 
 @app.callback()
-def models(context: typer.Context) -> None:
+def models(context: typer.Context, models: ModelsOption = None, json: JsonOption = False) -> None:
     """`darkroom models` alone lists them."""
     if context.invoked_subcommand is None:
-        list_models()
+        list_models(models, json)
+    elif models is not None or json:
+        raise typer.BadParameter(f"--models and --json go behind {context.invoked_subcommand}.")
 
 
 @app.command("list")
@@ -57,9 +59,12 @@ def list_models(models: ModelsOption = None, json: JsonOption = False) -> None:
         )
         for row in rows
     )
-    print_table("", ("id", "name", "kind", "installed", "size", "licence"), cells)
+    print_table("", ("id", "name", "kind", "installed", "size", "licence"), cells, whole=("id",))
     if installed.demo:
-        note("No weights are installed: the embedded model serves every card. `darkroom pull ID` installs one.")
+        note(
+            f"No weights are installed in {installed.models}: the embedded model serves every card. `darkroom pull ID` "
+            "installs one."
+        )
 
 
 @app.command("show")

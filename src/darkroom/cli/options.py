@@ -6,6 +6,7 @@ of the APIs and a new parameter needs no new check here.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ def check_options(card: Card, options: Mapping[str, Any]) -> dict[str, Any]:
         paths = paths_of(card, option)
         if not paths:
             raise refused(option, f"{option} is not available for {card.name} ({card.id}).")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise refused(option, f"{option} must be a number; {value} was given.")
         checked[option] = choice(card.parameters[paths[0]], value) if isinstance(value, str) else value
         for path, part in zip(paths, value if isinstance(value, tuple) else [checked[option]], strict=True):
             values[path], option_of[path] = part, option
@@ -71,11 +74,12 @@ def parse_lora(text: str) -> dict[str, Any]:
     if not equals:
         return {"model": text}
     try:
-        return {"model": name, "weight": float(weight)}
+        number = float(weight)
     except ValueError:
-        raise refused(
-            "--lora", f"--lora must be ID or ID=WEIGHT with a number from -4 to 4; {text!r} was given."
-        ) from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise refused("--lora", f"--lora must be ID or ID=WEIGHT with a number from -4 to 4; {text!r} was given.")
+    return {"model": name, "weight": number}
 
 
 def read_reference(path: Path, max_pixels: int) -> Pixels:
@@ -89,17 +93,23 @@ def read_reference(path: Path, max_pixels: int) -> Pixels:
         raise refused("--ref", f"--ref: {path}: {error.message}") from None
 
 
-def check_output(output: Path, file_format: str) -> None:
-    """Notice a file that cannot be written, or would lie about its format, before the picture is made."""
+def check_format(output: Path, file_format: str) -> None:
+    """A file must not lie about its format."""
     expected = FORMATS.get(output.suffix.lower())
     if expected is None:
         raise refused("--output", f"--output must end in {', '.join(FORMATS)}; {output.name!r} was given.")
     if expected != file_format:
         raise refused("--format", f"--format {file_format} does not go with --output {output.name}.")
+
+
+def check_writable(output: Path) -> None:
+    """Notice a file that cannot be written before the picture is made."""
     if not output.parent.is_dir():
         raise refused("--output", f"--output: there is no folder {output.parent}.")
-    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise refused("--output", f"--output: {output} cannot be written.")
+    if output.is_dir():
+        raise refused("--output", f"--output: {output} cannot be written: it is a folder.")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise refused("--output", f"--output: {output} cannot be written: you may not.")
 
 
 def refused(option: str, message: str) -> InvalidParameter:

@@ -30,7 +30,11 @@ def pull(
 
     ID may also be faces (a face detector, with --from FILE.onnx) or safety (a content classifier).
     """
+    if source is not None and revision:
+        raise typer.BadParameter("--revision is of the hub, --from of a folder: one of them.")
     if name in ("faces", "safety"):
+        if link:
+            raise typer.BadParameter(f"--link is for models; {name} is copied.")
         pull_part(name, source, revision=revision, token=token, models=models)
         return
     from darkroom.catalog import pull as weights

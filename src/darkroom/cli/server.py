@@ -44,13 +44,12 @@ def migrate(data: DataOption = None) -> None:
     """Bring the database to this version's tables. `darkroom serve` does it too."""
     import asyncio
 
-    from darkroom.cli.common import database_url
     from darkroom.tasks import database
 
-    url = database_url(settings(data=data))
+    place = settings(data=data).database
 
     async def run() -> bool:
-        opened = database.Database(database.backend_of(url))
+        opened = database.Database(database.backend_of(place))
         try:
             return await database.migrate(opened)
         finally:

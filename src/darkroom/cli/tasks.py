@@ -39,7 +39,8 @@ def list_tasks(
         )
         for task in with_store(data, work)
     )
-    print_table("", ("id", "dialect", "client's id", "status", "model", "created"), rows)
+    columns = ("id", "dialect", "client's id", "status", "model", "created")
+    print_table("", columns, rows, whole=("id", "client's id", "model"), empty="There are no tasks.")
 
 
 @app.command("show")
@@ -62,11 +63,18 @@ def show_task(
          f"{r.fault.code}: {r.fault.message}" if r.fault else "")
         for r in task.results
     )  # fmt: skip
-    print_table("Results", ("index", "seed", "picture", "size", "seconds", "fault"), results)
+    print_table(
+        "Results",
+        ("index", "seed", "picture", "size", "seconds", "fault"),
+        results,
+        whole=("picture",),
+        empty="There are no results yet.",
+    )
     print_table(
         "Deliveries",
         ("kind", "url", "state", "at", "status", "ms", "error"),
         (row for delivery in deliveries for row in attempts(delivery)),
+        empty="No webhook or upload is owed.",
     )
 
 

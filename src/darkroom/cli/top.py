@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import sys
 import time
@@ -39,7 +40,7 @@ def top(
     """Watch a server: queue, pictures, steps, where the time goes, caches, memory, webhooks. q or Ctrl-C leaves."""
     from rich.console import Console
 
-    server = Server(url or default_url())
+    server = Server(url or settings().own_url)
     server.look()
     if server.trouble:
         raise NotFound(
@@ -80,8 +81,11 @@ class Server:
     def look(self) -> None:
         import httpx
 
+        from darkroom.config import is_loopback
+
         try:
-            with httpx.Client(base_url=self.url, timeout=ANSWER_SECONDS) as http:
+            away = not is_loopback(httpx.URL(self.url).host)  # no proxy leads to this machine itself
+            with httpx.Client(base_url=self.url, timeout=ANSWER_SECONDS, trust_env=away) as http:
                 health = http.get("/health").raise_for_status().json()
                 self.history.add(parse(http.get("/metrics").raise_for_status().text, time.monotonic()))
             self._facts = {"version": str(health["version"]), "model": f"{health['model']} model"}
@@ -89,7 +93,8 @@ class Server:
         except httpx.HTTPStatusError as error:
             self.trouble = f"HTTP {error.response.status_code}"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            self.trouble = str(error) or type(error).__name__
+            said = re.sub(r"^\[Errno -?\d+\] ", "", str(error)).rstrip(".")
+            self.trouble = said or type(error).__name__
         except (ValueError, KeyError, TypeError):
             self.trouble = "what answers is no Darkroom"
 
@@ -126,10 +131,3 @@ def keyboard() -> Iterator[Callable[[float], str]]:
 def wait(seconds: float) -> str:
     time.sleep(seconds)
     return "none"
-
-
-def default_url() -> str:
-    """Of the server that this folder's settings describe."""
-    configured = settings()
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(configured.host, configured.host)
-    return f"http://{host}:{configured.port}"

@@ -19,9 +19,10 @@ import traceback
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from darkroom.engine.frames import AnyMessage, Beat, Start, commands, receive, send
+from darkroom.engine.frames import AnyMessage, Beat, Refused, Start, commands, receive, send
 from darkroom.engine.loop import EngineLoop
 from darkroom.engine.spec import build_engine
+from darkroom.errors import ConfigurationError
 from darkroom.loading import loading
 
 BEAT_SECONDS: Final = 1.0
@@ -53,9 +54,12 @@ def _serve(sock: socket.socket, start: Start) -> None:
     writer = _thread("writer", _write, sock, outbox)
     _thread("reader", _read, sock, loop)
     _thread("heartbeat", _beat, loop, outbox)
-    with loading():
-        engine = build_engine(start.spec)
-    loop.run(engine)
+    try:
+        with loading():
+            engine = build_engine(start.spec)
+        loop.run(engine)
+    except ConfigurationError as error:
+        outbox.put(Refused(reason=error.message))
     outbox.put(None)
     writer.join()
 

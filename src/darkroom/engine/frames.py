@@ -65,6 +65,12 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     """The engine takes jobs."""
 
 
+class Refused(Message, frozen=True, kw_only=True, tag="refused"):
+    """The engine cannot be built as it was asked for, and ends; in words for whoever set it up."""
+
+    reason: str
+
+
 class Told(Message, frozen=True, kw_only=True, tag="told"):
     events: tuple[EngineEvent, ...]
 
@@ -81,7 +87,7 @@ class Beat(Message, frozen=True, kw_only=True, tag="beat"):
 
 
 AnyCommand = Start | Run | Cancel | Warm | Report | Stop
-AnyMessage = Ready | Told | Reported | Beat
+AnyMessage = Ready | Refused | Told | Reported | Beat
 
 Frame = TypeVar("Frame")
 

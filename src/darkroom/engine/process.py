@@ -23,7 +23,20 @@ from typing import Final
 import msgspec
 
 import darkroom
-from darkroom.engine.frames import AnyCommand, AnyMessage, Beat, Run, Start, Stop, Told, messages, pair, receive, send
+from darkroom.engine.frames import (
+    AnyCommand,
+    AnyMessage,
+    Beat,
+    Refused,
+    Run,
+    Start,
+    Stop,
+    Told,
+    messages,
+    pair,
+    receive,
+    send,
+)
 from darkroom.engine.spec import EngineSpec
 from darkroom.errors import InferenceError
 from darkroom.types import Ended, Failure, Job
@@ -47,6 +60,7 @@ class EngineProcess:
         self._loop = asyncio.get_running_loop()
         self._heard_at = time.monotonic()
         self._step_seconds = 0.0
+        self._refused = ""
         self._last_lines: deque[str] = deque(maxlen=5)
         self._unsent: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
         self._lines = asyncio.create_task(self._log_lines())
@@ -90,7 +104,7 @@ class EngineProcess:
         finally:
             await self._end()
             await ended
-        return frozen or self._reason()
+        return frozen or self._refused or self._reason()
 
     def _frozen(self) -> str:
         silent = time.monotonic() - self._heard_at
@@ -144,6 +158,8 @@ class EngineProcess:
         self._heard_at = time.monotonic()
         if isinstance(message, Beat):
             self._step_seconds = message.step_seconds
+        if isinstance(message, Refused):
+            self._refused = message.reason
         self._take(message)
 
     async def _log_lines(self) -> None:

@@ -54,12 +54,12 @@ def engine_spec(settings: Settings, device: str) -> EngineSpec:
     """The engine that the settings ask for, on one of their devices."""
     return EngineSpec(
         make=Make.FAKE if settings.engine.value == Make.FAKE.value else Make.MODEL,
-        models=str(settings.models.expanduser()),
-        embedded=str(settings.embedded.expanduser()) if settings.embedded else None,
+        models=str(settings.models),
+        embedded=str(settings.embedded) if settings.embedded else None,
         device=device,
         dtype=settings.dtype,
         quantise=settings.quantise,
-        decoder=str(settings.decoder.expanduser()) if settings.decoder else "",
+        decoder=str(settings.decoder) if settings.decoder else "",
         compile=settings.compile,
         compiled=str((settings.data / "compiled").absolute()),
         attention=settings.attention,

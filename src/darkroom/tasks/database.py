@@ -1,4 +1,4 @@
-"""One database: opening it by URL, bringing its tables up to date, running a piece of work in one transaction.
+"""One database: opening it by file or URL, bringing its tables up to date, running a piece of work in one transaction.
 
 SQLite runs in WAL mode: readers never wait for the writer, and there is one writer at a time. A write that a
 client or another machine was told about is on disk before it returns (synchronous=FULL); one that is only
@@ -35,7 +35,9 @@ INSERT: Final[dict[str, Callable[[sa.Table], postgresql.Insert | sqlite.Insert]]
 
 
 class Backend(Protocol):
-    """How work meets a connection."""
+    """How work meets a connection. name: what an operator calls the database, without its password."""
+
+    name: str
 
     async def read(self, work: Work[T]) -> T: ...
 
@@ -54,10 +56,18 @@ class Database:
         self._backend = backend
         self._running: set[asyncio.Task[Any]] = set()
 
+    @property
+    def name(self) -> str:
+        """For the operator; no caller is shown it."""
+        return self._backend.name
+
     @classmethod
-    async def open(cls, url: str) -> Database:
-        """sqlite:///path or postgresql://…; creates and migrates. Raises ConfigurationError, StorageError."""
-        database = cls(backend_of(url))
+    async def open(cls, place: str | Path) -> Database:
+        """A SQLite file, or a URL (sqlite:///path, postgresql://…); creates and migrates.
+
+        Raises ConfigurationError, StorageError.
+        """
+        database = cls(backend_of(place))
         try:
             await migrate(database)
         except BaseException:
@@ -97,6 +107,7 @@ class SqliteBackend:
     """
 
     def __init__(self, engine: sa.Engine) -> None:
+        self.name = str(engine.url.database)
         self._engine = engine
         self._reading = ThreadPoolExecutor(READERS, "database reader")
         self._writing = ThreadPoolExecutor(1, "database writer")
@@ -137,6 +148,7 @@ class PostgresBackend:
     """Transactions of an asynchronous driver."""
 
     def __init__(self, engine: AsyncEngine) -> None:
+        self.name = engine.url.set(drivername="postgresql", password=None, query={}).render_as_string()
         self._engine = engine
 
     async def read(self, work: Work[T]) -> T:
@@ -170,13 +182,19 @@ async def _translated(work: Awaitable[T]) -> T:
         raise StorageError("The database does not answer; try again in a moment.") from error
 
 
-def backend_of(url: str) -> Backend:
-    """What a URL means. Raises ConfigurationError."""
+def backend_of(place: str | Path) -> Backend:
+    """What a SQLite file (made if it is not there) or a URL means. Raises ConfigurationError."""
+    if isinstance(place, Path):  # never as a URL: a folder's name may hold what means something there
+        return SqliteBackend(_sqlite_engine(sa.URL.create("sqlite", database=str(place))))
     try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+        parsed = sa.make_url(place)
+        fits = 0 <= (parsed.port or 0) <= 65535
+    except (sa.exc.ArgumentError, ValueError):  # ValueError: its port is no number
+        fits = False
+    if not fits:
         raise ConfigurationError(
-            "DARKROOM_DATABASE_URL is not a database URL; write postgresql://user:password@host/name.",
+            "DARKROOM_DATABASE_URL is not a database URL; write postgresql://user:password@host:port/name, with %40 "
+            "for @, %2F for / and so on in the password.",
             parameter="database_url",
         ) from None
     kind = parsed.drivername.partition("+")[0]
@@ -215,6 +233,8 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
 
 
 def _postgres_engine(url: sa.URL) -> AsyncEngine:
+    if mode := url.query.get("sslmode"):  # as every hosted PostgreSQL writes it; the driver takes the same words as ssl
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
     try:
         return create_async_engine(
             url.set(drivername="postgresql+asyncpg"), pool_size=10, max_overflow=10, pool_pre_ping=True
@@ -226,11 +246,32 @@ def _postgres_engine(url: sa.URL) -> AsyncEngine:
 
 
 async def migrate(database: Database) -> bool:
-    """Bring the tables to HEAD; False when they were there already. Raises ConfigurationError for a newer database."""
-    if await database.read(revision) == HEAD:
-        return False
-    await database.write(_upgrade)
+    """Bring the tables to HEAD; False when they were there already.
+
+    Whatever is wrong with a database shows here first, to its operator: the message names it and says what the driver
+    says. Raises ConfigurationError (a newer database, a URL the driver does not take), StorageError.
+    """
+    try:
+        if await database.read(revision) == HEAD:
+            return False
+        await database.write(_upgrade)
+    except StorageError as error:
+        raise StorageError(f"The database {database.name} cannot be used: {_reason(error.__cause__)}.") from error
+    except OURS as error:  # no statement of ours is wrong here: they are refused, or another program's tables are there
+        raise StorageError(f"The database {database.name} cannot be used: {_reason(error)}.") from error
+    except (TypeError, ValueError, OverflowError) as error:  # an option, a host name that the driver cannot take
+        raise ConfigurationError(
+            f"DARKROOM_DATABASE_URL ({database.name}) cannot be used: {error}.", parameter="database_url"
+        ) from error
     return True
+
+
+def _reason(error: BaseException | None) -> str:
+    """What a driver said, without the statement and the link that SQLAlchemy puts around it."""
+    said = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    said = (said and said.__cause__) or said  # asyncpg's own error, under SQLAlchemy's name for it
+    text = said.strerror if isinstance(said, OSError) and said.strerror else str(said)
+    return text.partition("\n")[0].rstrip(".") or type(said).__name__
 
 
 def revision(connection: sa.Connection) -> str | None:

@@ -145,7 +145,7 @@ def hash_of(plain: str) -> str:
 
 
 def unknown_key(key_id: str) -> NotFound:
-    return NotFound(f"There is no key {key_id}; darkroom keys list shows all.", what="key")
+    return NotFound(f"There is no key {key_id!r} here; `darkroom keys list` shows all.", what="key")
 
 
 def _as_stored(row: sa.Row[tuple[object, ...]]) -> StoredKey:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
@@ -61,16 +62,16 @@ class SqlTaskStore:
     @classmethod
     async def open(
         cls,
-        url: str,
+        place: str | Path,
         *,
         queue_limit: int = 10_000,
         queue_limit_per_key: int = 5_000,
         clock: Callable[[], datetime] = utc_now,
         poll_seconds: float = POLL_SECONDS,
     ) -> SqlTaskStore:
-        """sqlite:///path or postgresql://…; creates and migrates. Raises ConfigurationError, StorageError."""
+        """A SQLite file or a database's URL; creates and migrates. Raises ConfigurationError, StorageError."""
         return cls(
-            await Database.open(url),
+            await Database.open(place),
             queue_limit=queue_limit,
             queue_limit_per_key=queue_limit_per_key,
             clock=clock,
