@@ -60,6 +60,24 @@ async def test_pages_follow_each_other_without_gap_or_repeat(tmp_path: Path) -> 
         assert sorted(seen) == [f"number {n}" for n in range(7)]
 
 
+async def test_a_queued_task_tells_how_many_come_before_it(tmp_path: Path) -> None:
+    async with serving(tmp_path, working=False) as server, server.client() as client:
+        first, second, third = sent = [task(f"number {n}", deliveryMethod="async") for n in range(3)]
+        for one in sent:
+            await server.post(one)
+
+        async def position(one: dict[str, Any]) -> int | None:
+            place: int | None = (await client.get(f"/v1/tasks/{one['taskUUID']}")).json()["position"]
+            return place
+
+        assert [await position(one) for one in sent] == [0, 1, 2]
+        listed = (await client.get("/v1/tasks")).json()["items"]
+        assert [record["position"] for record in listed] == [2, 1, 0]
+        cancelled = (await client.post(f"/v1/tasks/{first['taskUUID']}/cancel")).json()
+        assert (cancelled["status"], cancelled["position"]) == ("cancelled", None)
+        assert [await position(one) for one in (first, second, third)] == [None, 0, 1]
+
+
 async def test_a_task_tells_how_its_pictures_were_made(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, server.client() as client:
         sent = task("a red circle", numberResults=2, seed=7, outputFormat="PNG")

@@ -344,6 +344,23 @@ def test_a_task_without_a_stream_ends_too(page: Page, slow_server: LiveServer) -
     expect(page.locator(".running")).to_have_count(0)
 
 
+def test_a_task_that_is_asked_after_tells_its_place_in_the_queue(page: Page, tmp_path: Path) -> None:
+    with LiveServer(tmp_path, engine="fake", concurrent_tasks="1") as server:
+        page.goto(server.url)
+        small(page)
+        page.locator("#field-steps").fill("50")
+        for index in range(4):  # one is worked on, one is followed while it waits, two are asked after
+            generate(page, f"number {index} [slow 400]")
+        words = page.locator(".running .words")  # newest first
+        expect(words.nth(0)).to_have_text("Waiting: 2 tasks ahead")
+        expect(words.nth(1)).to_have_text("Waiting: 1 task ahead")
+        expect(words.nth(2)).to_have_text("Next in line")
+        page.locator(".running").nth(2).get_by_role("button", name="Cancel").click()
+        expect(words.nth(0)).to_have_text("Waiting: 1 task ahead")
+        page.get_by_role("button", name="Cancel all").click()
+        expect(page.locator(".running")).to_have_count(0)
+
+
 def test_the_card_is_there_before_the_server_answers(page: Page, slow_server: LiveServer) -> None:
     held: list[Route] = []
     page.goto(slow_server.url)
