@@ -44,6 +44,27 @@ def wait_for_routes(page: Page, held: list[Route], count: int = 1) -> None:
         page.wait_for_timeout(20)
 
 
+def drop_picture(page: Page, address: str, name: str) -> None:
+    """A picture of the server, saved and dropped on the page."""
+    page.evaluate(
+        """async ([address, name]) => {
+            const blob = await (await fetch(address)).blob();
+            const files = new DataTransfer();
+            files.items.add(new File([blob], name, {type: blob.type}));
+            document.body.dispatchEvent(new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer: files}));
+        }""",
+        [address, name],
+    )
+
+
+def shown_task(page: Page) -> dict[str, object]:
+    """The form as the code tab sends it."""
+    page.get_by_role("button", name="Code", exact=True).click()
+    program = page.get_by_label("Program").text_content() or ""
+    task: dict[str, object] = json.loads(program.partition("<<'EOF'\n")[2].partition("\nEOF")[0])[0]
+    return task
+
+
 def picture(colour: str) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (160, 128), colour).save(file, "PNG")
@@ -201,17 +222,33 @@ def test_dropping_a_picture_restores_its_settings(page: Page, slow_server: LiveS
     address = page.locator("figure img.large").get_attribute("src")
     page.get_by_label("Prompt", exact=True).fill("something else")
     page.locator("#seed-value").fill("")
-    page.evaluate(
-        """async ([address, name]) => {
-            const blob = await (await fetch(address)).blob();
-            const files = new DataTransfer();
-            files.items.add(new File([blob], name, {type: blob.type}));
-            document.body.dispatchEvent(new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer: files}));
-        }""",
-        [address, f"picture.{extension}"],
-    )
+    drop_picture(page, address or "", f"picture.{extension}")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(f"carries its settings as {extension}")
     expect(page.locator("#seed-value")).to_have_value("99")
+
+
+def test_a_dropped_picture_restores_every_setting(page: Page, slow_server: LiveServer) -> None:
+    """Caches, faces, safety and how long it is kept, too; not where it was delivered to."""
+    given = {
+        "model": "runware:400@5",
+        "positivePrompt": "dropped with everything",
+        "negativePrompt": "blurry",
+        "steps": 12,
+        "seed": 12,
+        "CFGScale": 1,
+        "ttl": 600,
+        "acceleration": "none",
+        "acceleratorOptions": {"teaCache": True, "teaCacheDistance": 0.25, "cacheStartStep": 2, "cacheEndStep": 9},
+        "outputFormat": "PNG",
+    }
+    address = finished_task(slow_server, **given, webhookURL="http://127.0.0.1:9/hook")
+    page.goto(slow_server.url)
+    small(page)
+    drop_picture(page, address, "picture.png")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("dropped with everything")
+    shown = shown_task(page)
+    assert given.items() <= shown.items()
+    assert "webhookURL" not in shown
 
 
 def test_code_tab_gives_a_curl_line_that_works(page: Page, server: LiveServer) -> None:
@@ -488,10 +525,11 @@ def test_a_key_that_is_revoked_in_mid_run_is_asked_for(page: Page, slow_server: 
 # What is sent, and sent again
 
 
-def finished_task(server: LiveServer, **options: object) -> None:
-    """A task of a client of the API."""
+def finished_task(server: LiveServer, **options: object) -> str:
+    """A task of a client of the API; the address of its first picture."""
     task = {"taskType": "imageInference", "taskUUID": str(uuid.uuid4()), "width": 128, "height": 128} | options
-    httpx.post(f"{server.url}/v1", json=[task], timeout=60).raise_for_status()
+    answer = httpx.post(f"{server.url}/v1", json=[task], timeout=60).raise_for_status()
+    return str(answer.json()["data"][0]["imageURL"])
 
 
 def test_a_task_of_the_api_comes_back_with_every_setting(page: Page, slow_server: LiveServer) -> None:
@@ -507,7 +545,8 @@ def test_a_task_of_the_api_comes_back_with_every_setting(page: Page, slow_server
         "settings": {"trueCFGScale": 3},
         "acceleratorOptions": {"fbCache": True, "fbCacheThreshold": 0.4, "cacheMaxConsecutiveSteps": 2},
     }
-    finished_task(slow_server, **given)
+    elsewhere = {"webhookURL": "http://127.0.0.1:9/hook", "uploadEndpoint": "http://127.0.0.1:9/put"}
+    finished_task(slow_server, **given, **elsewhere)
     page.goto(slow_server.url)
     page.get_by_role("button", name="Gallery").click()
     page.get_by_label("Search prompts").fill("everything counts")
@@ -515,10 +554,9 @@ def test_a_task_of_the_api_comes_back_with_every_setting(page: Page, slow_server
     page.locator("#gallery .tile").click()
     expect(page.get_by_label("Model", exact=True)).to_have_value("runware:400@1")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("everything counts")
-    page.get_by_role("button", name="Code", exact=True).click()
-    program = page.get_by_label("Program").text_content() or ""
-    shown = json.loads(program.partition("<<'EOF'\n")[2].partition("\nEOF")[0])[0]
+    shown = shown_task(page)
     assert given.items() <= shown.items()
+    assert not elsewhere.keys() & shown.keys()
 
     page.get_by_role("button", name="Make", exact=True).click()
     page.get_by_label("Prompt", exact=True).fill("half a pro")
@@ -527,7 +565,7 @@ def test_a_task_of_the_api_comes_back_with_every_setting(page: Page, slow_server
     again = sent.value.post_data_json[0]
     del given["seed"]
     assert given.items() <= again.items()
-    assert "seed" not in again
+    assert not {"seed", *elsewhere} & again.keys()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("half a pro")
     expect(page.locator(".running")).to_have_count(0)
 

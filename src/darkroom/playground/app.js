@@ -9,7 +9,7 @@ import { KeyDialog } from "./keys.js";
 import { Loras } from "./loras.js";
 import { readParameters } from "./metadata.js";
 import { References, isId } from "./references.js";
-import { original, toTask } from "./request.js";
+import { fromPicture, original } from "./request.js";
 import { Running } from "./running.js";
 import { Seed } from "./seed.js";
 import { Size } from "./size.js";
@@ -313,7 +313,9 @@ function uuid() {
 async function settingsFrom(file) {
   const parameters = await readParameters(file);
   if (!parameters?.prompt) return toast(`${file.name} carries no Darkroom settings. Drop it on “Reference images” to use it as one.`);
-  if (!await restore(toTask({ ...parameters, count: 1, references: [] }), parameters.model, parameters.seed)) return;
+  const known = state.cards.some((card) => card.id === parameters.model); // a file may come from another server
+  const task = await fromPicture(known ? parameters.model : state.card.id, parameters);
+  if (!await restore(task, parameters.model, parameters.seed)) return;
   view("make");
   toast("Settings restored from the picture.");
 }
