@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -140,8 +141,9 @@ class Settings(BaseSettings):
 
     @property
     def features(self) -> frozenset[str]:
-        """The optional parts that are installed: "faces", "safety"."""
-        faces = self.faces_folder.is_file() or any(self.faces_folder.glob("*.onnx"))
+        """The optional parts that are installed: "faces" (a detector, and the extra that runs it), "safety"."""
+        detector = self.faces_folder.is_file() or any(self.faces_folder.glob("*.onnx"))
+        faces = detector and find_spec("onnxruntime") is not None
         safety = (self.safety_folder / "config.json").is_file()
         return frozenset({name for name, there in (("faces", faces), ("safety", safety)) if there})
 

@@ -27,7 +27,7 @@ CODES: dict[str, tuple[str, int]] = {  # code of errors.py → code on the wire,
     "unauthorized": ("invalidApiKey", 401),
     "overloaded": ("rateLimitExceeded", 429),
     "model_not_installed": ("modelUnavailable", 400),
-    "feature_not_installed": ("unsupportedParameter", 400),
+    "feature_not_installed": ("modelUnavailable", 400),  # the operator's to mend: the parameter itself is supported
     "input_image": ("invalidReferenceImages", 400),
     "download": ("downloadFailed", 400),
     "address_refused": ("downloadFailed", 400),
