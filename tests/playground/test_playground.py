@@ -707,6 +707,7 @@ def test_an_expired_picture_says_so(page: Page, slow_server: LiveServer) -> None
     page.get_by_role("button", name="Gallery").click()
     page.get_by_label("Search prompts").fill("gone by now")
     tile = page.locator("#gallery .tile")
+    expect(tile).to_have_count(1)  # the search is answered a moment after it was typed
     expect(tile).to_have_text("Expired")
     expect(tile).to_be_disabled()
     expect(page.get_by_role("button", name="Use as reference: gone by now")).to_be_hidden()
@@ -945,3 +946,53 @@ def test_the_manual_is_a_click_away_and_dark_too(page: Page, server: LiveServer)
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light dark"
     page.get_by_role("link", name="Playground").click()
     expect(page.get_by_label("Prompt", exact=True)).to_be_visible()
+
+
+# Small screens, and what is in sight
+
+
+def test_what_was_refused_is_in_sight(page: Page, server: LiveServer) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(server.url)
+    small(page, 100, 128)
+    generate(page, "too narrow")
+    message = page.locator("#size .error")
+    expect(message).to_contain_text("between 128 and 2048")
+    expect(message).to_be_in_viewport(ratio=1)
+
+
+@pytest.mark.parametrize(("view", "first"), [("Gallery", "#gallery-search"), ("Code", "#copy-code")])
+def test_a_view_is_in_sight_on_a_small_screen(page: Page, server: LiveServer, view: str, first: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(server.url)
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    page.locator("#field-steps").scroll_into_view_if_needed()
+    page.get_by_role("button", name=view, exact=True).click()
+    expect(page.locator(first)).to_be_in_viewport(ratio=1)
+    expect(page.get_by_label("Prompt", exact=True)).to_be_hidden()
+    page.get_by_role("button", name="Make", exact=True).click()
+    expect(page.get_by_label("Prompt", exact=True)).to_be_in_viewport(ratio=1)
+
+
+def test_a_reload_keeps_the_pictures_of_this_page(page: Page, slow_server: LiveServer) -> None:
+    finished_task(slow_server, model="runware:400@4", positivePrompt="somebody else's")
+    page.goto(slow_server.url)
+    small(page)
+    for prompt in ("made first", "made second"):
+        generate(page, prompt)
+        wait_for_picture(page, prompt)
+    page.reload()
+    wait_for_picture(page, "made second")
+    expect(page.locator("#strip img")).to_have_count(2)
+
+
+def test_four_results_stand_in_one_row_while_they_develop(page: Page, slow_server: LiveServer) -> None:
+    page.goto(slow_server.url)
+    small(page)
+    page.locator("#field-steps").fill("50")
+    page.locator("#field-numberResults").fill("4")
+    generate(page, "four at once [slow 400]")
+    tops = page.locator(".running .frame").evaluate_all("frames => frames.map(frame => frame.offsetTop)")
+    assert len(tops) == 4 and len(set(tops)) == 1
+    page.locator(".running").get_by_role("button", name="Cancel").click()
+    expect(page.locator(".running")).to_have_count(0)

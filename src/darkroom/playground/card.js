@@ -9,8 +9,9 @@ export class Card {
     this.words = h("span", { class: "words" }, "Sending");
     this.bar = h("progress", { max: 1, "aria-label": "Progress" });
     this.results = Array.from({ length: count }, () => ({ done: 0, picture: h("div", { class: "frame" }) }));
-    this.element = h("article", { class: "running" },
-      h("div", { class: "frames" }, this.results.map((result) => result.picture)),
+    const frames = h("div", { class: "frames" }, this.results.map((result) => result.picture));
+    frames.style.setProperty("--columns", Math.min(count, Math.max(4, Math.ceil(Math.sqrt(count)))));
+    this.element = h("article", { class: "running" }, frames,
       h("div", { class: "row between" }, this.words, h("button", { type: "button", class: "cancel", onclick: cancel }, "Cancel")),
       this.bar, h("p", { class: "hint clip" }, prompt));
   }

@@ -2,6 +2,7 @@
 
 import { h, copy, local, seconds, toast } from "./dom.js";
 
+const STORED = "darkroom-shown";
 const NAMES = { queue: "queue", text: "text", references: "references", denoise: "denoise", decode: "decode", encode: "save" };
 
 export class Viewer {
@@ -23,6 +24,18 @@ export class Viewer {
     this.pictures = [...made, ...others].slice(0, 60);
     this.renderStrip();
     if (made.length) this.show(made[0]);
+    sessionStorage.setItem(STORED, JSON.stringify([...new Set(this.pictures.map((picture) => picture.record.id))]));
+  }
+
+  /** Whether this page showed pictures before it was loaded again. */
+  remembers() {
+    return !this.pictures.length && sessionStorage.getItem(STORED) !== null;
+  }
+
+  /** Show them again, as far as they are among these records, which come newest first. */
+  recall(records) {
+    const shown = new Set(JSON.parse(sessionStorage.getItem(STORED)));
+    for (const record of records.filter(({ id }) => shown.has(id)).reverse()) this.add(record);
   }
 
   show(picture) {
