@@ -127,7 +127,7 @@ def _code_of_field(error: InvalidParameter) -> str:
     if error.problem is Problem.UNKNOWN:
         return (
             "mismatchProviderSettingsProvider"
-            if names[0].startswith("providerSettings.") and names[0].count(".") == 1
+            if names[0].split(".")[0] == "providerSettings" and names[0].count(".") <= 1
             else "unsupportedParameter"
         )
     if error.problem is Problem.INCOMPATIBLE and len(names) > 1:
