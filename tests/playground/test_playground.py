@@ -898,6 +898,26 @@ def test_focus_is_never_lost(page: Page, slow_server: LiveServer) -> None:
     expect(page.get_by_label("Height in pixels")).to_be_focused()
 
 
+def test_focus_stays_at_the_picture(page: Page, slow_server: LiveServer) -> None:
+    page.goto(slow_server.url)
+    small(page)
+    generate(page, "pressed again and again")
+    wait_for_picture(page, "pressed again and again")
+    again = page.get_by_role("button", name="Same again, other seed")
+    for count in (2, 3):
+        again.press("Enter")
+        expect(page.locator("#strip img")).to_have_count(count)
+        expect(again).to_be_focused()
+    page.locator("#strip button").last.press("Enter")
+    expect(page.locator("#strip button").last).to_be_focused()
+    page.get_by_role("button", name="Compare").press("Enter")
+    expect(page.get_by_label("How much of the first picture is shown")).to_be_focused()
+    page.get_by_role("button", name="Back to one picture").press("Enter")
+    expect(page.get_by_role("button", name="Copy", exact=True)).to_be_focused()
+    page.get_by_role("button", name="Grid").press("Enter")
+    expect(page.locator("#viewer .tile").first).to_be_focused()
+
+
 def test_a_task_is_announced_at_its_start_and_end(page: Page, slow_server: LiveServer) -> None:
     page.goto(slow_server.url)
     small(page)
