@@ -994,6 +994,19 @@ def test_a_view_is_in_sight_on_a_small_screen(page: Page, server: LiveServer, vi
     expect(page.get_by_label("Prompt", exact=True)).to_be_in_viewport(ratio=1)
 
 
+def test_two_tasks_are_in_sight_on_a_small_screen(page: Page, slow_server: LiveServer) -> None:
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto(slow_server.url)
+    small(page)
+    page.locator("#field-steps").fill("50")
+    for index in range(2):
+        generate(page, f"one above the other {index} [slow 400]")
+    for words in page.locator(".running .words").all():
+        expect(words).to_be_in_viewport(ratio=1)
+    page.get_by_role("button", name="Cancel all").click()
+    expect(page.locator(".running")).to_have_count(0)
+
+
 def test_a_reload_keeps_the_pictures_of_this_page(page: Page, slow_server: LiveServer) -> None:
     finished_task(slow_server, model="runware:400@4", positivePrompt="somebody else's")
     page.goto(slow_server.url)
