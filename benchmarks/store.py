@@ -74,7 +74,7 @@ async def moves(store: SqlTaskStore, media: MediaStore) -> list[tuple[object, ..
 
     steps: list[tuple[str, Callable[[int], Awaitable[Any]]]] = [
         ("submit", submit),
-        ("queue position", lambda i: store.queue_position(tasks[-1 - i].id)),
+        ("queue position", lambda i: store.queue_positions([tasks[-1 - i].id])),
         ("claim", claim),
         ("renew", lambda i: store.renew(claims[i], 20)),
         ("store result and webhook", lambda i: store.store_result(claims[i], made(), [HOOK])),

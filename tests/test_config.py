@@ -210,3 +210,13 @@ def test_an_unknown_name_in_the_environment_is_found(monkeypatch: pytest.MonkeyP
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load().port = 1
+
+
+def test_a_face_detector_without_what_runs_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(models=tmp_path)
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "detector.onnx").write_bytes(b"")
+    monkeypatch.setattr("darkroom.config.find_spec", lambda name: object())
+    assert settings.features == {"faces"}
+    monkeypatch.setattr("darkroom.config.find_spec", lambda name: None)
+    assert settings.features == set()

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import tomllib
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -221,8 +222,9 @@ class Settings(BaseSettings):
 
     @property
     def features(self) -> frozenset[str]:
-        """The optional parts that are installed: "faces", "safety"."""
-        faces = self.faces_folder.is_file() or any(self.faces_folder.glob("*.onnx"))
+        """The optional parts that are installed: "faces" (a detector, and the extra that runs it), "safety"."""
+        detector = self.faces_folder.is_file() or any(self.faces_folder.glob("*.onnx"))
+        faces = detector and find_spec("onnxruntime") is not None
         safety = (self.safety_folder / "config.json").is_file()
         return frozenset({name for name, there in (("faces", faces), ("safety", safety)) if there})
 

@@ -328,11 +328,13 @@ class Assignment:
 
     def _encode(self, picture: Picture) -> tuple[bytes, str, str]:
         output = self.task.request.output
-        wanted = output.metadata and self.worker.settings.metadata
+        if not (output.metadata and self.worker.settings.metadata):
+            return encode(picture.pixels, output)
+        asked = self.task.ttl_seconds if self.task.ttl_seconds != self.worker.settings.keep_seconds else None
         return encode(
             picture.pixels,
             output,
-            file_metadata(self.task.request, picture.seed, picture.record) if wanted else {},
+            file_metadata(self.task.request, picture.seed, picture.record, ttl_seconds=asked),
         )
 
     async def _store_failure(self, failure: Failure) -> None:

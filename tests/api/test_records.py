@@ -60,6 +60,52 @@ async def test_pages_follow_each_other_without_gap_or_repeat(tmp_path: Path) -> 
         assert sorted(seen) == [f"number {n}" for n in range(7)]
 
 
+async def test_a_queued_task_tells_how_many_come_before_it(tmp_path: Path) -> None:
+    async with serving(tmp_path, working=False) as server, server.client() as client:
+        first, second, third = sent = [task(f"number {n}", deliveryMethod="async") for n in range(3)]
+        for one in sent:
+            await server.post(one)
+
+        async def position(one: dict[str, Any]) -> int | None:
+            place: int | None = (await client.get(f"/v1/tasks/{one['taskUUID']}")).json()["position"]
+            return place
+
+        assert [await position(one) for one in sent] == [0, 1, 2]
+        listed = (await client.get("/v1/tasks")).json()["items"]
+        assert [record["position"] for record in listed] == [2, 1, 0]
+        cancelled = (await client.post(f"/v1/tasks/{first['taskUUID']}/cancel")).json()
+        assert (cancelled["status"], cancelled["position"]) == ("cancelled", None)
+        assert [await position(one) for one in (first, second, third)] == [None, 0, 1]
+
+
+async def test_a_request_is_told_back_as_the_task_that_asks_for_it(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, server.client() as client:
+        sent = task("a red circle", seed=7, steps=3, outputFormat="PNG", safety={"checkContent": False})
+        await server.post(sent)
+        record = (await client.get(f"/v1/tasks/{sent['taskUUID']}")).json()
+        told = (await client.post("/v1/cards/runware:400@4/task", json=record["request"])).json()
+        assert {"positivePrompt": "a red circle", "seed": 7, "steps": 3, "outputFormat": "PNG"}.items() <= told.items()
+        again = (await server.post({**told, "taskUUID": str(uuid.uuid4())})).json()
+        assert again["data"][0]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "status", "told"),
+    [
+        ("nobody:1@1", b"{}", 404, "nobody:1@1"),
+        ("runware:400@4", b"{", 422, "The body is not JSON"),
+        ("runware:400@4", b"[]", 422, "not a request"),
+        ("runware:400@4", b'{"prompt": "a boat"}', 422, "width"),
+        ("runware:400@4", b'{"prompt": "a", "width": 64, "height": 64, "steps": "4", "seed": 1}', 422, "$.steps"),
+    ],
+)
+async def test_what_is_no_request_is_told_so(tmp_path: Path, model: str, body: bytes, status: int, told: str) -> None:
+    async with serving(tmp_path) as server, server.client() as client:
+        answer = await client.post(f"/v1/cards/{model}/task", content=body)
+        assert answer.status_code == status
+        assert told in answer.json()["message"]
+
+
 async def test_a_task_tells_how_its_pictures_were_made(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, server.client() as client:
         sent = task("a red circle", numberResults=2, seed=7, outputFormat="PNG")

@@ -8,6 +8,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from darkroom.catalog.catalog import load_catalog
@@ -106,6 +107,24 @@ def test_a_task_with_its_results_and_every_attempt(command: Command, place: Path
     listed = command("tasks", "list", "-n", "5").out
     assert task_id in listed
     assert "client-1" in listed
+
+
+def test_tasks_that_wait_tell_their_place_in_the_queue(command: Command, place: Path) -> None:
+    store_a_task(place)  # it is being worked on: nobody waits for it in the queue
+
+    async def work() -> list[str]:
+        store = await SqlTaskStore.open(f"sqlite:///{place / 'darkroom-data' / 'darkroom.db'}")
+        new = NewTask(owner="local", dialect="runware", external_id="", request=REQUEST, wire={})
+        tasks = [await store.submit(msgspec.structs.replace(new, external_id=f"waits-{n}")) for n in range(3)]
+        await store.close()
+        return [task.id for task in tasks]
+
+    places = [" ".join(command("tasks", "show", name).out.split()) for name in asyncio.run(work())]
+    for shown, standing in zip(places, ("queued, next", "queued, 1 ahead", "queued, 2 ahead"), strict=True):
+        assert f"status {standing}" in shown
+    listed = command("tasks", "list").out
+    assert "queued, next" in listed and "queued, 2 ahead" in listed
+    assert "processing," not in listed
 
 
 def test_loras(command: Command, place: Path) -> None:

@@ -310,6 +310,41 @@ async def test_a_picture_that_is_gone_cannot_be_uploaded(bench: Bench, web: Web)
     assert web.received == []
 
 
+# What another version wrote
+
+
+@pytest.mark.parametrize(
+    ("foreign", "told"),
+    [
+        ({"policy": "of another version"}, "There is no retry policy 'of another version' in this version of Darkroom"),
+        ({"signing": "of another version"}, "There is no signature 'of another version' in this version of Darkroom"),
+    ],
+)
+async def test_what_this_version_cannot_deliver_is_given_up_with_the_reason(
+    bench: Bench, web: Web, foreign: dict[str, str], told: str
+) -> None:
+    web.answers["/fine"] = http(200)
+    lost = await bench.owe(webhook(web.url("/hook"), **foreign))
+    fine = await bench.owe(webhook(web.url("/fine")))
+    await bench.outbox().deliver_due()
+    delivery = await bench.only(lost)
+    (attempt,) = delivery.attempts
+    assert (delivery.state, delivery.next_at, attempt.status) == ("failed", None, None)
+    assert attempt.error is not None and attempt.error.startswith(told)
+    assert await bench.delivered(fine)
+    bench.clock.advance(LEASE_SECONDS + 1)
+    assert await bench.outbox().deliver_due() == 0
+    assert [request.target for request in web.received] == ["/fine"]
+
+
+async def test_an_upload_this_version_cannot_make_is_told_like_any_that_failed(bench: Bench, web: Web) -> None:
+    web.answers["/hook"] = http(200)
+    task_id = await bench.owe(upload(web.url("/put"), policy="of another version"))
+    told = {"runware": lambda *_: [webhook(web.url("/hook"))]}
+    await run_out(bench, bench.outbox(given_up=told))
+    assert [delivery.state for delivery in await bench.store.deliveries(task_id)] == ["failed", "delivered"]
+
+
 # Whatever dies
 
 

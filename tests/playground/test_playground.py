@@ -44,6 +44,27 @@ def wait_for_routes(page: Page, held: list[Route], count: int = 1) -> None:
         page.wait_for_timeout(20)
 
 
+def drop_picture(page: Page, address: str, name: str) -> None:
+    """A picture of the server, saved and dropped on the page."""
+    page.evaluate(
+        """async ([address, name]) => {
+            const blob = await (await fetch(address)).blob();
+            const files = new DataTransfer();
+            files.items.add(new File([blob], name, {type: blob.type}));
+            document.body.dispatchEvent(new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer: files}));
+        }""",
+        [address, name],
+    )
+
+
+def shown_task(page: Page) -> dict[str, object]:
+    """The form as the code tab sends it."""
+    page.get_by_role("button", name="Code", exact=True).click()
+    program = page.get_by_label("Program").text_content() or ""
+    task: dict[str, object] = json.loads(program.partition("<<'EOF'\n")[2].partition("\nEOF")[0])[0]
+    return task
+
+
 def picture(colour: str) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (160, 128), colour).save(file, "PNG")
@@ -201,17 +222,33 @@ def test_dropping_a_picture_restores_its_settings(page: Page, slow_server: LiveS
     address = page.locator("figure img.large").get_attribute("src")
     page.get_by_label("Prompt", exact=True).fill("something else")
     page.locator("#seed-value").fill("")
-    page.evaluate(
-        """async ([address, name]) => {
-            const blob = await (await fetch(address)).blob();
-            const files = new DataTransfer();
-            files.items.add(new File([blob], name, {type: blob.type}));
-            document.body.dispatchEvent(new DragEvent("drop", {bubbles: true, cancelable: true, dataTransfer: files}));
-        }""",
-        [address, f"picture.{extension}"],
-    )
+    drop_picture(page, address or "", f"picture.{extension}")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(f"carries its settings as {extension}")
     expect(page.locator("#seed-value")).to_have_value("99")
+
+
+def test_a_dropped_picture_restores_every_setting(page: Page, slow_server: LiveServer) -> None:
+    """Caches, faces, safety and how long it is kept, too; not where it was delivered to."""
+    given = {
+        "model": "runware:400@5",
+        "positivePrompt": "dropped with everything",
+        "negativePrompt": "blurry",
+        "steps": 12,
+        "seed": 12,
+        "CFGScale": 1,
+        "ttl": 600,
+        "acceleration": "none",
+        "acceleratorOptions": {"teaCache": True, "teaCacheDistance": 0.25, "cacheStartStep": 2, "cacheEndStep": 9},
+        "outputFormat": "PNG",
+    }
+    address = finished_task(slow_server, **given, webhookURL="http://127.0.0.1:9/hook")
+    page.goto(slow_server.url)
+    small(page)
+    drop_picture(page, address, "picture.png")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("dropped with everything")
+    shown = shown_task(page)
+    assert given.items() <= shown.items()
+    assert "webhookURL" not in shown
 
 
 def test_code_tab_gives_a_curl_line_that_works(page: Page, server: LiveServer) -> None:
@@ -344,6 +381,23 @@ def test_a_task_without_a_stream_ends_too(page: Page, slow_server: LiveServer) -
     expect(page.locator(".running")).to_have_count(0)
 
 
+def test_a_task_that_is_asked_after_tells_its_place_in_the_queue(page: Page, tmp_path: Path) -> None:
+    with LiveServer(tmp_path, engine="fake", concurrent_tasks="1") as server:
+        page.goto(server.url)
+        small(page)
+        page.locator("#field-steps").fill("50")
+        for index in range(4):  # one is worked on, one is followed while it waits, two are asked after
+            generate(page, f"number {index} [slow 400]")
+        words = page.locator(".running .words")  # newest first
+        expect(words.nth(0)).to_have_text("Waiting: 2 tasks ahead")
+        expect(words.nth(1)).to_have_text("Waiting: 1 task ahead")
+        expect(words.nth(2)).to_have_text("Next in line")
+        page.locator(".running").nth(2).get_by_role("button", name="Cancel").click()
+        expect(words.nth(0)).to_have_text("Waiting: 1 task ahead")
+        page.get_by_role("button", name="Cancel all").click()
+        expect(page.locator(".running")).to_have_count(0)
+
+
 def test_the_card_is_there_before_the_server_answers(page: Page, slow_server: LiveServer) -> None:
     held: list[Route] = []
     page.goto(slow_server.url)
@@ -471,10 +525,11 @@ def test_a_key_that_is_revoked_in_mid_run_is_asked_for(page: Page, slow_server: 
 # What is sent, and sent again
 
 
-def finished_task(server: LiveServer, **options: object) -> None:
-    """A task of a client of the API."""
+def finished_task(server: LiveServer, **options: object) -> str:
+    """A task of a client of the API; the address of its first picture."""
     task = {"taskType": "imageInference", "taskUUID": str(uuid.uuid4()), "width": 128, "height": 128} | options
-    httpx.post(f"{server.url}/v1", json=[task], timeout=60).raise_for_status()
+    answer = httpx.post(f"{server.url}/v1", json=[task], timeout=60).raise_for_status()
+    return str(answer.json()["data"][0]["imageURL"])
 
 
 def test_a_task_of_the_api_comes_back_with_every_setting(page: Page, slow_server: LiveServer) -> None:
@@ -490,7 +545,8 @@ def test_a_task_of_the_api_comes_back_with_every_setting(page: Page, slow_server
         "settings": {"trueCFGScale": 3},
         "acceleratorOptions": {"fbCache": True, "fbCacheThreshold": 0.4, "cacheMaxConsecutiveSteps": 2},
     }
-    finished_task(slow_server, **given)
+    elsewhere = {"webhookURL": "http://127.0.0.1:9/hook", "uploadEndpoint": "http://127.0.0.1:9/put"}
+    finished_task(slow_server, **given, **elsewhere)
     page.goto(slow_server.url)
     page.get_by_role("button", name="Gallery").click()
     page.get_by_label("Search prompts").fill("everything counts")
@@ -498,10 +554,9 @@ def test_a_task_of_the_api_comes_back_with_every_setting(page: Page, slow_server
     page.locator("#gallery .tile").click()
     expect(page.get_by_label("Model", exact=True)).to_have_value("runware:400@1")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("everything counts")
-    page.get_by_role("button", name="Code", exact=True).click()
-    program = page.get_by_label("Program").text_content() or ""
-    shown = json.loads(program.partition("<<'EOF'\n")[2].partition("\nEOF")[0])[0]
+    shown = shown_task(page)
     assert given.items() <= shown.items()
+    assert not elsewhere.keys() & shown.keys()
 
     page.get_by_role("button", name="Make", exact=True).click()
     page.get_by_label("Prompt", exact=True).fill("half a pro")
@@ -510,7 +565,7 @@ def test_a_task_of_the_api_comes_back_with_every_setting(page: Page, slow_server
     again = sent.value.post_data_json[0]
     del given["seed"]
     assert given.items() <= again.items()
-    assert "seed" not in again
+    assert not {"seed", *elsewhere} & again.keys()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("half a pro")
     expect(page.locator(".running")).to_have_count(0)
 
@@ -652,6 +707,7 @@ def test_an_expired_picture_says_so(page: Page, slow_server: LiveServer) -> None
     page.get_by_role("button", name="Gallery").click()
     page.get_by_label("Search prompts").fill("gone by now")
     tile = page.locator("#gallery .tile")
+    expect(tile).to_have_count(1)  # the search is answered a moment after it was typed
     expect(tile).to_have_text("Expired")
     expect(tile).to_be_disabled()
     expect(page.get_by_role("button", name="Use as reference: gone by now")).to_be_hidden()
@@ -842,6 +898,26 @@ def test_focus_is_never_lost(page: Page, slow_server: LiveServer) -> None:
     expect(page.get_by_label("Height in pixels")).to_be_focused()
 
 
+def test_focus_stays_at_the_picture(page: Page, slow_server: LiveServer) -> None:
+    page.goto(slow_server.url)
+    small(page)
+    generate(page, "pressed again and again")
+    wait_for_picture(page, "pressed again and again")
+    again = page.get_by_role("button", name="Same again, other seed")
+    for count in (2, 3):
+        again.press("Enter")
+        expect(page.locator("#strip img")).to_have_count(count)
+        expect(again).to_be_focused()
+    page.locator("#strip button").last.press("Enter")
+    expect(page.locator("#strip button").last).to_be_focused()
+    page.get_by_role("button", name="Compare").press("Enter")
+    expect(page.get_by_label("How much of the first picture is shown")).to_be_focused()
+    page.get_by_role("button", name="Back to one picture").press("Enter")
+    expect(page.get_by_role("button", name="Copy", exact=True)).to_be_focused()
+    page.get_by_role("button", name="Grid").press("Enter")
+    expect(page.locator("#viewer .tile").first).to_be_focused()
+
+
 def test_a_task_is_announced_at_its_start_and_end(page: Page, slow_server: LiveServer) -> None:
     page.goto(slow_server.url)
     small(page)
@@ -890,3 +966,66 @@ def test_the_manual_is_a_click_away_and_dark_too(page: Page, server: LiveServer)
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light dark"
     page.get_by_role("link", name="Playground").click()
     expect(page.get_by_label("Prompt", exact=True)).to_be_visible()
+
+
+# Small screens, and what is in sight
+
+
+def test_what_was_refused_is_in_sight(page: Page, server: LiveServer) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(server.url)
+    small(page, 100, 128)
+    generate(page, "too narrow")
+    message = page.locator("#size .error")
+    expect(message).to_contain_text("between 128 and 2048")
+    expect(message).to_be_in_viewport(ratio=1)
+
+
+@pytest.mark.parametrize(("view", "first"), [("Gallery", "#gallery-search"), ("Code", "#copy-code")])
+def test_a_view_is_in_sight_on_a_small_screen(page: Page, server: LiveServer, view: str, first: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(server.url)
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    page.locator("#field-steps").scroll_into_view_if_needed()
+    page.get_by_role("button", name=view, exact=True).click()
+    expect(page.locator(first)).to_be_in_viewport(ratio=1)
+    expect(page.get_by_label("Prompt", exact=True)).to_be_hidden()
+    page.get_by_role("button", name="Make", exact=True).click()
+    expect(page.get_by_label("Prompt", exact=True)).to_be_in_viewport(ratio=1)
+
+
+def test_two_tasks_are_in_sight_on_a_small_screen(page: Page, slow_server: LiveServer) -> None:
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto(slow_server.url)
+    small(page)
+    page.locator("#field-steps").fill("50")
+    for index in range(2):
+        generate(page, f"one above the other {index} [slow 400]")
+    for words in page.locator(".running .words").all():
+        expect(words).to_be_in_viewport(ratio=1)
+    page.get_by_role("button", name="Cancel all").click()
+    expect(page.locator(".running")).to_have_count(0)
+
+
+def test_a_reload_keeps_the_pictures_of_this_page(page: Page, slow_server: LiveServer) -> None:
+    finished_task(slow_server, model="runware:400@4", positivePrompt="somebody else's")
+    page.goto(slow_server.url)
+    small(page)
+    for prompt in ("made first", "made second"):
+        generate(page, prompt)
+        wait_for_picture(page, prompt)
+    page.reload()
+    wait_for_picture(page, "made second")
+    expect(page.locator("#strip img")).to_have_count(2)
+
+
+def test_four_results_stand_in_one_row_while_they_develop(page: Page, slow_server: LiveServer) -> None:
+    page.goto(slow_server.url)
+    small(page)
+    page.locator("#field-steps").fill("50")
+    page.locator("#field-numberResults").fill("4")
+    generate(page, "four at once [slow 400]")
+    tops = page.locator(".running .frame").evaluate_all("frames => frames.map(frame => frame.offsetTop)")
+    assert len(tops) == 4 and len(set(tops)) == 1
+    page.locator(".running").get_by_role("button", name="Cancel").click()
+    expect(page.locator(".running")).to_have_count(0)

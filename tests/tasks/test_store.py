@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from datetime import timedelta
 from typing import Any
 
@@ -197,11 +198,26 @@ async def test_an_owner_whose_turn_is_longest_ago_goes_first(store: Any) -> None
 
 async def test_the_queue_position_is_the_number_of_claims_before(store: Any) -> None:
     tasks = [await store.submit(new_task(owner=owner)) for owner in ("a", "a", "a", "b", "c", "b", "a")]
-    positions = {task.id: await store.queue_position(task.id) for task in tasks}
+    positions = await store.queue_positions([task.id for task in tasks])
     order = [(await claimed(store)).task.id for _ in tasks]
     assert [positions[task_id] for task_id in order] == list(range(7))
-    assert await store.queue_position(order[0]) == 0
-    assert await store.queue_position("nothing") == 0
+    assert await store.queue_positions([order[0], "nothing"]) == {}
+    assert await store.queue_positions([]) == {}
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_queue_position_counts_what_runs_and_whose_turn_it_was(store: Any, seed: int) -> None:
+    chance = random.Random(seed)
+    owners = "abcde"[: chance.randint(2, 5)]
+    for _ in range(chance.randint(5, 25)):
+        await store.submit(new_task(owner=chance.choice(owners)))
+    for _ in range(chance.randint(0, 12)):  # some run, some have ended, some are back in the queue
+        if (claim := await store.claim("w", LEASE)) and (end := chance.choice(("run", "finish", "release"))) != "run":
+            await (store.release(claim) if end == "release" else store.finish(claim, Status.SUCCEEDED))
+    waiting = [task for owner in owners for task in await store.recent(owner, statuses=[Status.QUEUED])]
+    positions = await store.queue_positions([task.id for task in waiting])
+    order = [(await claimed(store)).task.id for _ in waiting]
+    assert [positions[task_id] for task_id in order] == list(range(len(waiting)))
 
 
 async def test_work_wakes_a_waiting_worker(store: Any) -> None:

@@ -23,7 +23,7 @@ STATUS = {  # code of errors.py → HTTP status; whatever is not here is ours: 5
     "unauthorized": 401,
     "overloaded": 429,
     "model_not_installed": 503,
-    "feature_not_installed": 422,
+    "feature_not_installed": 503,
     "input_image": 422,
     "download": 422,
     "address_refused": 422,

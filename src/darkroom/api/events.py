@@ -130,7 +130,8 @@ async def live(
     try:
         while True:
             waiting = task.status is Status.QUEUED
-            if waiting and (now := await services.store.queue_position(task.id)) != position:
+            places = await services.store.queue_positions([task.id]) if waiting else {}
+            if (now := places.get(task.id, position)) != position:
                 position = now
                 yield event("queue", {"position": position})
             try:

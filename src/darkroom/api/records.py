@@ -11,6 +11,7 @@ The playground is built on these and on api/events.py; docs/api/events.md docume
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from darkroom.api.services import Services
 from darkroom.catalog.card import Card
 from darkroom.catalog.schema import task_schema
 from darkroom.errors import ConfigurationError, InvalidParameter, ModelNotInstalled, NotFound, Problem
+from darkroom.tasks.lifecycle import Status
 from darkroom.tasks.task import DIALECTS, Result, Task
 from darkroom.types import ImageFormat, ImageRequest
 
@@ -70,7 +72,7 @@ def routes(services: Services) -> APIRouter:
         owner = await authenticate(services, authorization)
         found, following = await matching(services, owner, search, model, cursor, limit)
         base = base_url(services, request)
-        return {"items": [await describe_task(services, task, base) for task in found], "next": following}
+        return {"items": await describe_tasks(services, found, base), "next": following}
 
     @router.get("/tasks/{task_id}")
     async def task(task_id: UUID, request: Request, authorization: Authorization = None) -> dict[str, Any]:
@@ -165,11 +167,24 @@ def describe_card(services: Services, card: Card) -> dict[str, Any]:
 
 async def describe_task(services: Services, task: Task, base: str) -> dict[str, Any]:
     """A task as front ends see it: neutral names, addresses instead of ids, no wire of either dialect."""
+    (record,) = await describe_tasks(services, [task], base)
+    return record
+
+
+async def describe_tasks(services: Services, tasks: Sequence[Task], base: str) -> list[dict[str, Any]]:
+    """Several of them; their places in the queue are looked up together."""
+    queued = [task.id for task in tasks if task.status is Status.QUEUED]
+    positions = await services.store.queue_positions(queued) if queued else {}
+    return [await _record(services, task, base, positions.get(task.id)) for task in tasks]
+
+
+async def _record(services: Services, task: Task, base: str, position: int | None) -> dict[str, Any]:
     card = next((card for card in services.catalog.cards if card.id == task.request.card), None)
     return {
         "id": task.id,
         "client_id": task.external_id,
         "status": task.status,
+        "position": position,
         "model": task.request.card,
         "model_name": card.name if card else task.request.card,
         "prompt": task.request.prompt,

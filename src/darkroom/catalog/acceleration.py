@@ -50,6 +50,7 @@ SWITCHES = {
     "fb_cache": StepCacheKind.FIRST_BLOCK,
     "db_cache": StepCacheKind.DUAL_BLOCK,
 }
+SWITCH_OF = {kind: name for name, kind in SWITCHES.items()}
 DEFAULT_CONSECUTIVE = 3
 
 
@@ -76,6 +77,42 @@ def step_cache(
         cache = msgspec.structs.replace(cache, start_step=start or 0, end_step=end)
     # A step is computed every `steps` steps at the latest: more would say the same.
     return msgspec.structs.replace(cache, refresh_interval=min(cache.refresh_interval, steps))
+
+
+def cache_options(card: Card, level: Acceleration, cache: StepCache | None, steps: int) -> dict[str, Any]:
+    """step_cache backwards: options, as on the wire, that give this cache; {} when the level alone does."""
+    preset = {Acceleration.MEDIUM: card.acceleration.medium, Acceleration.HIGH: card.acceleration.high}.get(level)
+    if cache is None:
+        return {WIRE[SWITCH_OF[preset.kind]]: False} if preset else {}
+    if preset and (cache.kind, cache.threshold) == (preset.kind, preset.threshold):
+        usual = _of_preset(preset, CacheOptions(), steps)
+        options: dict[str, Any] = {}
+    else:
+        usual = StepCache(kind=cache.kind, threshold=cache.threshold, max_consecutive=DEFAULT_CONSECUTIVE)
+        options = _switched_on(card, cache)
+    if cache.max_consecutive != usual.max_consecutive:
+        options["cache_max_consecutive_steps"] = cache.max_consecutive
+    if (cache.start_step, cache.end_step) != (usual.start_step, usual.end_step):
+        options |= {"cache_start_step": cache.start_step, "cache_end_step": cache.end_step}
+    return {WIRE[name]: value for name, value in options.items() if value is not None}
+
+
+def _switched_on(card: Card, cache: StepCache) -> dict[str, Any]:
+    """Thresholds to two places, as they are sent."""
+    match cache.kind:
+        case StepCacheKind.TEA:
+            return {"tea_cache": True, "tea_cache_distance": _hundredths(cache.threshold / card.acceleration.tea_scale)}
+        case StepCacheKind.FIRST_BLOCK:
+            value = _hundredths(1 - cache.threshold / card.acceleration.residual_scale)
+            return {"fb_cache": True, "fb_cache_threshold": value}
+        case StepCacheKind.DUAL_BLOCK:
+            value = _hundredths(1 - cache.threshold / card.acceleration.residual_scale)
+            interval = max(1, cache.refresh_interval - 1)
+            return {"db_cache": True, "db_cache_threshold": value, "db_cache_skip_interval": interval}
+
+
+def _hundredths(value: float) -> float:
+    return min(1.0, max(0.0, round(value, 2)))
 
 
 def _explicit(card: Card, kind: StepCacheKind, given: CacheOptions) -> StepCache:

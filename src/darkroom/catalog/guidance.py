@@ -24,3 +24,17 @@ def resolve_guidance(card: Card, cfg_scale: float | None, true_cfg_scale: float 
             return float(scale), float(true_cfg_scale or 1.0)
         case GuidanceKind.NONE:
             return 1.0, 1.0
+
+
+def scales_of(card: Card, guidance: float, cfg_scale: float) -> tuple[float | None, float | None]:
+    """resolve_guidance backwards: (CFGScale, trueCFGScale) that give these two, None for what need not be said.
+
+    In the steps and above the least that a card takes: the runs API takes finer ones, and 0 for off.
+    """
+    match card.guidance:
+        case GuidanceKind.CFG:
+            return max(round(cfg_scale, 2), 1.0), None
+        case GuidanceKind.EMBEDDED:
+            return max(round(guidance, 2), 1.0), round(cfg_scale, 2) if cfg_scale > 1 else None
+        case GuidanceKind.NONE:
+            return None, None

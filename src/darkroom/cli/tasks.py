@@ -8,6 +8,7 @@ import typer
 
 from darkroom.cli.common import DataOption, print_table, with_store
 from darkroom.errors import NotFound
+from darkroom.tasks.lifecycle import Status
 from darkroom.tasks.task import DIALECTS
 
 if TYPE_CHECKING:
@@ -24,20 +25,22 @@ def list_tasks(
 ) -> None:
     """List the newest tasks of all keys."""
 
-    async def work(store: SqlTaskStore) -> list[Task]:
+    async def work(store: SqlTaskStore) -> tuple[list[Task], dict[str, int]]:
         found = [task for owner in await owners(store) for task in await store.recent(owner, limit=limit)]
-        return sorted(found, key=lambda task: task.created_at, reverse=True)[:limit]
+        newest = sorted(found, key=lambda task: task.created_at, reverse=True)[:limit]
+        return newest, await store.queue_positions([task.id for task in newest if task.status is Status.QUEUED])
 
+    tasks, positions = with_store(data, work)
     rows = (
         (
             task.id,
             task.dialect,
             task.external_id,
-            task.status,
+            standing(task, positions.get(task.id)),
             task.request.card,
             f"{task.created_at:%Y-%m-%d %H:%M:%S}",
         )
-        for task in with_store(data, work)
+        for task in tasks
     )
     columns = ("id", "dialect", "client's id", "status", "model", "created")
     print_table("", columns, rows, whole=("id", "client's id", "model"), empty="There are no tasks.")
@@ -52,12 +55,12 @@ def show_task(
 ) -> None:
     """Show one task: state, results, webhooks and uploads with every attempt."""
 
-    async def work(store: SqlTaskStore) -> tuple[Task, list[Delivery]]:
+    async def work(store: SqlTaskStore) -> tuple[Task, list[Delivery], dict[str, int]]:
         task = await find(store, uuid)
-        return task, await store.deliveries(task.id)
+        return task, await store.deliveries(task.id), await store.queue_positions([task.id])
 
-    task, deliveries = with_store(data, work)
-    print_table("Task", ("", ""), facts(task))
+    task, deliveries, positions = with_store(data, work)
+    print_table("Task", ("", ""), facts(task, positions.get(task.id)))
     results = (
         (r.index, r.seed, r.media_id or "", f"{r.width}×{r.height}" if r.media_id else "", stages(r.record.stage_ms),
          f"{r.fault.code}: {r.fault.message}" if r.fault else "")
@@ -96,13 +99,20 @@ async def owners(store: SqlTaskStore) -> list[str]:
     return ["local", *(key.id for key in await store.keys.list())]
 
 
-def facts(task: Task) -> list[tuple[str, str]]:
+def standing(task: Task, position: int | None) -> str:
+    """ "succeeded", or of a task that waits how many come before it: "queued, 3 ahead"."""
+    if position is None:
+        return task.status
+    return f"{task.status}, {position} ahead" if position else f"{task.status}, next"
+
+
+def facts(task: Task, position: int | None = None) -> list[tuple[str, str]]:
     times = {"created": task.created_at, "started": task.started_at, "finished": task.finished_at}
     return [
         ("id", task.id),
         (f"id of the client ({task.dialect})", task.external_id),
         ("owner", task.owner),
-        ("status", task.status),
+        ("status", standing(task, position)),
         ("fault", f"{task.fault.code}: {task.fault.message}" if task.fault else ""),
         *((name, f"{at:%Y-%m-%d %H:%M:%S}" if at else "") for name, at in times.items()),
         ("attempts", str(task.attempts)),

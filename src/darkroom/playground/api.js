@@ -45,6 +45,8 @@ export const cards = () => json("/v1/cards");
 export const schema = (id) => json(`/v1/cards/${encodeURIComponent(id)}/schema`);
 export const task = (id) => json(`/v1/tasks/${id}`);
 export const cancel = (id) => json(`/v1/tasks/${id}/cancel`, { method: "POST" });
+/** The Runware task that asks for a request, as records and pictures' files carry it. */
+export const asking = (model, request) => json(`/v1/cards/${encodeURIComponent(model)}/task`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request) });
 export const adapters = () => json("/v1/adapters");
 
 const post = (task, more = {}) => json("/v1", { method: "POST", headers: { "Content-Type": "application/json", ...more }, body: JSON.stringify([task]) });

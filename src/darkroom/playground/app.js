@@ -9,7 +9,7 @@ import { KeyDialog } from "./keys.js";
 import { Loras } from "./loras.js";
 import { readParameters } from "./metadata.js";
 import { References, isId } from "./references.js";
-import { original, toTask } from "./request.js";
+import { fromPicture, original } from "./request.js";
 import { Running } from "./running.js";
 import { Seed } from "./seed.js";
 import { Size } from "./size.js";
@@ -62,6 +62,7 @@ async function start() {
     const stored = state.ready ? null : JSON.parse(sessionStorage.getItem(STORED_FORM) ?? "null");
     await choose(state.card?.id ?? stored?.task.model ?? items.find((card) => card.preferred && card.available)?.id ?? items.find((card) => card.available)?.id);
     if (stored) await recall(stored);
+    if (!state.ready && viewer.remembers()) viewer.recall((await api.tasks()).items);
     Object.assign(state, { ready: true, locked: false });
     $("generate").disabled = $("model").disabled = false;
     running.resume();
@@ -199,6 +200,7 @@ function refuse({ fields, message }) {
   if (!Object.keys(fields).length) shown.push(message);
   $("form-error").textContent = shown.join(" ");
   $("form-error").hidden = !shown.length;
+  document.querySelector("#form .error:not([hidden])")?.scrollIntoView({ block: "nearest" }); // focus shows the field, not what is below it
 }
 
 function promptError(text) {
@@ -266,10 +268,13 @@ function toggleHistory(open = $("history-list").hidden) {
 }
 
 function view(name) {
+  const narrow = matchMedia("(max-width: 820px)").matches && document.body.dataset.view !== name;
+  document.body.dataset.view = name;
   for (const one of ["make", "gallery", "code"]) {
     $(one).hidden = one !== name;
     $(`view-${one}`).setAttribute("aria-pressed", String(one === name));
   }
+  if (narrow) scrollTo(0, 0); // one view at a time: each begins at its top
   if (name === "gallery") gallery.refresh();
   if (name === "code") code.render();
 }
@@ -313,7 +318,9 @@ function uuid() {
 async function settingsFrom(file) {
   const parameters = await readParameters(file);
   if (!parameters?.prompt) return toast(`${file.name} carries no Darkroom settings. Drop it on “Reference images” to use it as one.`);
-  if (!await restore(toTask({ ...parameters, count: 1, references: [] }), parameters.model, parameters.seed)) return;
+  const known = state.cards.some((card) => card.id === parameters.model); // a file may come from another server
+  const task = await fromPicture(known ? parameters.model : state.card.id, parameters);
+  if (!await restore(task, parameters.model, parameters.seed)) return;
   view("make");
   toast("Settings restored from the picture.");
 }

@@ -9,8 +9,9 @@ export class Card {
     this.words = h("span", { class: "words" }, "Sending");
     this.bar = h("progress", { max: 1, "aria-label": "Progress" });
     this.results = Array.from({ length: count }, () => ({ done: 0, picture: h("div", { class: "frame" }) }));
-    this.element = h("article", { class: "running" },
-      h("div", { class: "frames" }, this.results.map((result) => result.picture)),
+    const frames = h("div", { class: "frames" }, this.results.map((result) => result.picture));
+    frames.style.setProperty("--columns", Math.min(count, Math.max(4, Math.ceil(Math.sqrt(count)))));
+    this.element = h("article", { class: "running" }, frames,
       h("div", { class: "row between" }, this.words, h("button", { type: "button", class: "cancel", onclick: cancel }, "Cancel")),
       this.bar, h("p", { class: "hint clip" }, prompt));
   }
@@ -20,7 +21,7 @@ export class Card {
   }
 
   event(name, data) {
-    if (name === "queue") this.say(data.position ? `Waiting: ${data.position} ${data.position === 1 ? "task" : "tasks"} ahead` : "Next in line");
+    if (name === "queue") this.say(place(data.position));
     if (name === "offline") this.say("Connection lost. Trying again…");
     if (name === "progress") this.progress(data);
     if (name === "preview") this.picture(data.result, data.image, `Preview after step ${data.step} of ${data.steps}`);
@@ -28,8 +29,8 @@ export class Card {
   }
 
   /** The same from the task's record, which knows neither steps nor previews. */
-  record({ status, results }) {
-    this.say(status === "queued" ? STAGES.queue : STAGES.denoise);
+  record({ status, position, results }) {
+    this.say(status === "queued" ? place(position) : STAGES.denoise);
     for (const { index, url } of results) this.result(index, url);
   }
 
@@ -57,4 +58,10 @@ export class Card {
     frame.replaceChildren(h("img", { src: source, alt }));
     frame.classList.add("seen");
   }
+}
+
+/** A place in the queue in words. position: null when the server did not say. */
+function place(position) {
+  if (position === null) return STAGES.queue;
+  return position ? `Waiting: ${position} ${position === 1 ? "task" : "tasks"} ahead` : "Next in line";
 }

@@ -2,6 +2,7 @@
 
 import { h, copy, local, seconds, toast } from "./dom.js";
 
+const STORED = "darkroom-shown";
 const NAMES = { queue: "queue", text: "text", references: "references", denoise: "denoise", decode: "decode", encode: "save" };
 
 export class Viewer {
@@ -23,17 +24,38 @@ export class Viewer {
     this.pictures = [...made, ...others].slice(0, 60);
     this.renderStrip();
     if (made.length) this.show(made[0]);
+    sessionStorage.setItem(STORED, JSON.stringify([...new Set(this.pictures.map((picture) => picture.record.id))]));
+  }
+
+  /** Whether this page showed pictures before it was loaded again. */
+  remembers() {
+    return !this.pictures.length && sessionStorage.getItem(STORED) !== null;
+  }
+
+  /** Show them again, as far as they are among these records, which come newest first. */
+  recall(records) {
+    const shown = new Set(JSON.parse(sessionStorage.getItem(STORED)));
+    for (const record of records.filter(({ id }) => shown.has(id)).reverse()) this.add(record);
   }
 
   show(picture) {
     this.current = this.pictures.find((one) => one.image_id === picture.image_id) ?? picture;
     this.other = null;
     const { record } = picture;
-    this.root.replaceChildren(
+    this.fill(".tools button",
       h("figure", {}, h("a", { href: local(picture.url), target: "_blank", rel: "noopener" }, h("img", { class: "large", src: local(picture.url), alt: record.prompt, width: picture.width, height: picture.height })),
         h("figcaption", {}, caption(record.prompt))),
       this.facts(picture), this.tools(picture));
     this.renderStrip();
+  }
+
+  /** Show these instead; whoever is here by keyboard stays: at the control of the same name, else at the first of otherwise. */
+  fill(otherwise, ...children) {
+    const held = this.root.contains(document.activeElement) ? document.activeElement.textContent : null;
+    this.root.replaceChildren(...children);
+    if (held === null) return;
+    const same = [...this.root.querySelectorAll("button, a")].find((control) => held && control.textContent === held);
+    (same ?? this.root.querySelector(otherwise))?.focus({ preventScroll: true });
   }
 
   facts({ record, seed, width, height, stage_ms: stages = {}, warnings = [] }) {
@@ -72,22 +94,24 @@ export class Viewer {
       others.map((picture, i) => h("option", { value: i }, `${picture.record.prompt.slice(0, 50)} · seed ${picture.seed}`)));
     const pair = h("div", { class: "pair" }, bottom, over); // one box, of A's shape: what lies over what must be as large
     pair.style.setProperty("--shape", this.current.width / this.current.height);
-    this.root.replaceChildren(h("div", { class: "compare" }, pair, slider,
+    this.fill("input", h("div", { class: "compare" }, pair, slider,
       h("div", { class: "row between" }, h("b", {}, "A"), h("b", {}, "B"))), pick,
     h("div", { class: "row tools" }, h("button", { type: "button", onclick: () => this.show(this.current) }, "Back to one picture")));
     set();
   }
 
   grid() {
-    this.root.replaceChildren(h("div", { class: "grid" }, this.pictures.map((picture) => tile(picture, () => this.show(picture)))));
+    this.fill(".tile", h("div", { class: "grid" }, this.pictures.map((picture) => tile(picture, () => this.show(picture)))));
   }
 
   renderStrip() {
+    const held = this.strip.contains(document.activeElement);
     this.strip.replaceChildren(...(this.pictures.length > 1 ? this.pictures.map((picture) => {
       const element = tile(picture, () => this.show(picture));
       element.setAttribute("aria-current", String(picture === this.current));
       return h("div", { role: "listitem" }, element);
     }) : []));
+    if (held) this.strip.querySelector("[aria-current=true]")?.focus({ preventScroll: true });
   }
 }
 

@@ -146,8 +146,13 @@ class MemoryTaskStore:
         found = [entry.task for entry in self._entries.values() if _matches(query, entry)]
         return sorted(found, key=lambda task: task.id, reverse=newest_first)[:limit]
 
-    async def queue_position(self, task_id: str) -> int:
-        return queue.position(self._turns(), task_id)
+    async def queue_positions(self, task_ids: Sequence[str]) -> dict[str, int]:
+        turns, queued = self._turns(), self._queued()
+        return {
+            task_id: queue.position(turns, turn, queued[turn.owner].index(task_id))
+            for turn in turns
+            for task_id in set(task_ids).intersection(queued[turn.owner])
+        }
 
     async def cancel(self, task_id: str, owed: Sequence[Owed] = (), *, at: datetime | None = None) -> tuple[Task, bool]:
         entry = self._entry(task_id)
@@ -160,10 +165,10 @@ class MemoryTaskStore:
     async def claim(self, worker: str, lease_seconds: float) -> Claim | None:
         now = self._clock()
         self._take_up_lapsed(now)
-        following = min(self._turns(), key=lambda turn: (turn.running, turn.last_claim, turn.queued[0]), default=None)
+        following = min(self._turns(), key=lambda turn: turn.order, default=None)
         if following is None:
             return None
-        entry = self._entries[following.queued[0]]
+        entry = self._entries[following.first]
         entry.token += 1
         entry.lease_until = now + timedelta(seconds=lease_seconds)
         task = entry.change(
@@ -331,21 +336,28 @@ class MemoryTaskStore:
                 failed = replace(entry.task, status=Status.FAILED, fault=ENGINE_LOST, finished_at=now)
                 self._end(entry, now, self.announce_lost(failed, ENGINE_LOST), status=Status.FAILED, fault=ENGINE_LOST)
 
-    def _turns(self) -> list[OwnerTurn]:
+    def _queued(self) -> dict[str, list[str]]:
+        """Ids of what waits by owner, oldest first."""
         queued: dict[str, list[str]] = {}
-        running: dict[str, int] = {}
         for entry in self._entries.values():
             if entry.task.status is Status.QUEUED:
                 queued.setdefault(entry.task.owner, []).append(entry.task.id)
-            elif entry.task.status is Status.PROCESSING:
+        return {owner: sorted(task_ids) for owner, task_ids in queued.items()}
+
+    def _turns(self) -> list[OwnerTurn]:
+        running: dict[str, int] = {}
+        for entry in self._entries.values():
+            if entry.task.status is Status.PROCESSING:
                 running[entry.task.owner] = running.get(entry.task.owner, 0) + 1
         return [
             OwnerTurn(
+                owner=owner,
                 running=running.get(owner, 0),
                 last_claim=self._last_claims.get(owner, 0),
-                queued=tuple(sorted(task_ids)),
+                first=task_ids[0],
+                queued=len(task_ids),
             )
-            for owner, task_ids in queued.items()
+            for owner, task_ids in self._queued().items()
         ]
 
     def _made_before(self, new: NewTask, now: datetime) -> Task | None:

@@ -7,7 +7,6 @@ by one turn, not by a thousand.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
@@ -29,28 +28,37 @@ LONGEST_WAIT_SECONDS: Final = 60
 
 
 class OwnerTurn(Value, frozen=True, kw_only=True):
-    """One owner's place in the queue. last_claim: microseconds, 0 for never. queued: its task ids, oldest first."""
+    """One owner in the queue. last_claim: microseconds, 0 for never. queued: how many wait; first: their oldest."""
 
+    owner: str
     running: int
     last_claim: int
-    queued: tuple[str, ...]
+    first: str
+    queued: int
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """The owner for whom this is least is next."""
+        return self.running, self.last_claim, self.first
 
 
-def position(turns: Iterable[OwnerTurn], task_id: str) -> int:
-    """How many tasks are claimed before this one while nothing ends and nothing is added; 0 when it is not queued."""
-    order = [(turn.running, turn.last_claim, turn.queued[0], 0, turn) for turn in turns]
-    if not any(task_id in turn.queued for *_, turn in order):
-        return 0
-    heapq.heapify(order)
-    clock = max((turn.last_claim for *_, turn in order), default=0)
-    for claimed in range(sum(len(turn.queued) for *_, turn in order)):
-        running, _, first, taken, turn = heapq.heappop(order)
-        if first == task_id:
-            return claimed
-        if taken + 1 < len(turn.queued):
-            clock += 1
-            heapq.heappush(order, (running + 1, clock, turn.queued[taken + 1], taken + 1, turn))
-    return 0
+def position(turns: Iterable[OwnerTurn], own: OwnerTurn, ahead: int) -> int:
+    """How many tasks are claimed before one of own, while nothing ends and nothing is added.
+
+    ahead: how many older ones of the same owner are queued.
+    """
+    return ahead + sum(_before(other, own, ahead) for other in turns if other.owner != own.owner)
+
+
+def _before(other: OwnerTurn, own: OwnerTurn, ahead: int) -> int:
+    """How many tasks of another owner are claimed before own's.
+
+    Every claim makes its owner run one more, and whoever runs fewest is next: own's turn comes when it runs
+    own.running + ahead, and until then other has caught up with that. Where both run equally many, the order is that in
+    which they first did: whoever ran more to begin with was there already, whoever came by a claim has the newer one.
+    """
+    goes_first = (-other.running, *other.order[1:]) < (-own.running, *own.order[1:])
+    return max(0, min(other.queued, own.running + ahead - other.running + goes_first))
 
 
 def check_room(

@@ -155,8 +155,8 @@ class SqlTaskStore:
         )
         return await self.database.read(lambda connection: statements.search(connection, query))
 
-    async def queue_position(self, task_id: str) -> int:
-        return queue.position(await self.database.read(statements.turns), task_id)
+    async def queue_positions(self, task_ids: Sequence[str]) -> dict[str, int]:
+        return await self.database.read(lambda connection: statements.positions(connection, task_ids))
 
     async def cancel(self, task_id: str, owed: Sequence[Owed] = (), *, at: datetime | None = None) -> tuple[Task, bool]:
         now = at or self._clock()

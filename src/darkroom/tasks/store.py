@@ -127,8 +127,8 @@ class TaskStore(Protocol):
         in microseconds). cursor: id of the last task of the page before; turn newest_first to walk back from it.
         """
 
-    async def queue_position(self, task_id: str) -> int:
-        """How many tasks will be claimed before this one; 0 when it is next or no longer queued."""
+    async def queue_positions(self, task_ids: Sequence[str]) -> dict[str, int]:
+        """Of those that are queued: how many tasks will be claimed before each, if none ends and none is added."""
 
     async def claim(self, worker: str, lease_seconds: float) -> Claim | None:
         """The next task, fair between owners, oldest first within one; also one whose lease ran out.

@@ -38,8 +38,9 @@ async def test_a_run_from_creation_to_picture(runs: Runs) -> None:
     run = await runs.ended(created)
     assert run["status_code"] == "succeeded"
     output = run["output"]
-    assert set(output) == {"outputs", "seed", "model_data", "nsfw_detected", "timing"}
+    assert set(output) == {"outputs", "seed", "model_data", "nsfw_detected", "timing", "image_urls"}
     (one,) = output["outputs"]
+    assert output["image_urls"] == [one["url"]]
     assert (one["type"], one["width"], one["height"], one["content_type"]) == ("image", 256, 128, "image/webp")
     assert (output["seed"], output["nsfw_detected"]) == (7, None)
     assert output["model_data"]["prompt"] == "a red circle"

@@ -72,6 +72,19 @@ def test_names_of_fields_in_codes(path: str, name: str) -> None:
     assert field_name(path) == name
 
 
+@pytest.mark.parametrize(
+    ("parameter", "code"),
+    [
+        ("providerSettings", "mismatchProviderSettingsProvider"),  # a model that has none
+        ("providerSettings.openai", "mismatchProviderSettingsProvider"),
+        ("providerSettings.bfl.raw", "unsupportedParameter"),
+        ("providerSetting", "unsupportedParameter"),
+    ],
+)
+def test_settings_of_a_provider_that_the_model_has_not(parameter: str, code: str) -> None:
+    assert wire_error(InvalidParameter("x", parameter=parameter, problem=Problem.UNKNOWN)).body["code"] == code
+
+
 def test_a_full_queue_says_when_to_come_back() -> None:
     wire = wire_error(Overloaded("full", retry_after_seconds=7))
     assert (wire.status, wire.headers) == (429, {"Retry-After": "7"})

@@ -268,6 +268,19 @@ async def test_a_used_uuid_is_refused_and_the_sync_task_can_be_polled(server: Te
         assert (await socket.receive())["data"][0]["imageUUID"] == first["imageUUID"]
 
 
+async def test_a_task_that_is_sent_twice_is_refused_after_its_results(server: TestServer) -> None:
+    """Errors and then data of one taskUUID end the process of a client."""
+    async with Socket(server.app) as socket:
+        await socket.authenticate()
+        task = image(positivePrompt="[slow 50] a boat", numberResults=2)
+        socket.send(task, {**task, "taskUUID": task["taskUUID"].upper()})
+        socket.send(other := image())
+        told = [await socket.receive() for _ in range(4)]
+        of_task = [message for message in told if other["taskUUID"] not in str(message)]
+        assert ["data" in message for message in of_task] == [True, True, False]
+        assert of_task[-1]["errors"][0]["code"] == "conflictTaskUUID"
+
+
 async def test_polling_a_sync_task_on_its_own_socket_brings_each_picture_once(server: TestServer) -> None:
     async with Socket(server.app) as socket:
         await socket.authenticate()

@@ -103,7 +103,9 @@ EMPTY_FIELDS = (  # of products this server does not have
 
 
 def output(task: Task, base: str, inline: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """`output` of a succeeded run: exactly the five keys of the documentation, pictures in the order of their seeds."""
+    """`output` of a succeeded run: the five keys of the model's page, pictures in the order of their seeds, and the
+    addresses alone under the name by which the callbacks' page reads them.
+    """
     made = [result for result in task.results if result.media_id is not None]
     return {
         "outputs": [artifact(task, result, base, inline or {}) for result in made],
@@ -111,21 +113,25 @@ def output(task: Task, base: str, inline: Mapping[str, str] | None = None) -> di
         "model_data": model_data(task, made),
         "nsfw_detected": nsfw(made),
         "timing": timing(task, made),
+        "image_urls": [image_url(base, file_name(task, result)) for result in made],
     }
 
 
 def artifact(task: Task, result: Result, base: str, inline: Mapping[str, str]) -> dict[str, Any]:
-    picture, media_id = task.request.output.format, str(result.media_id)
     return {
         "type": "image",
-        "url": inline.get(media_id) or image_url(base, f"{media_id}.{EXTENSIONS[picture]}"),
+        "url": inline.get(str(result.media_id)) or image_url(base, file_name(task, result)),
         "width": result.width,
         "height": result.height,
         "duration": None,
-        "content_type": f"image/{picture}",
+        "content_type": f"image/{task.request.output.format}",
         "file_size": result.record.file_bytes or None,
         "seed": result.seed,
     }
+
+
+def file_name(task: Task, result: Result) -> str:
+    return f"{result.media_id}.{EXTENSIONS[task.request.output.format]}"
 
 
 def model_data(task: Task, made: Sequence[Result]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ CODES: dict[str, tuple[str, int]] = {  # code of errors.py → code on the wire,
     "unauthorized": ("invalidApiKey", 401),
     "overloaded": ("rateLimitExceeded", 429),
     "model_not_installed": ("modelUnavailable", 400),
-    "feature_not_installed": ("unsupportedParameter", 400),
+    "feature_not_installed": ("modelUnavailable", 400),  # the operator's to mend: the parameter itself is supported
     "input_image": ("invalidReferenceImages", 400),
     "download": ("downloadFailed", 400),
     "address_refused": ("downloadFailed", 400),
@@ -127,7 +127,7 @@ def _code_of_field(error: InvalidParameter) -> str:
     if error.problem is Problem.UNKNOWN:
         return (
             "mismatchProviderSettingsProvider"
-            if names[0].startswith("providerSettings.") and names[0].count(".") == 1
+            if names[0].split(".")[0] == "providerSettings" and names[0].count(".") <= 1
             else "unsupportedParameter"
         )
     if error.problem is Problem.INCOMPATIBLE and len(names) > 1:

@@ -1,4 +1,7 @@
-"""POST /v1: an array of tasks, each on its own; results and errors of all of them in one envelope."""
+"""POST /v1: an array of tasks, each on its own; results and errors of all of them in one envelope.
+
+Beside it, POST /v1/cards/{id}/task says which task asks for a request that a record or a picture's file carries.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from darkroom.api.runware.call import Call, Reply
 from darkroom.api.runware.dispatch import AUTHENTICATION, PING, answer, read_tasks
 from darkroom.api.runware.errors import WireError
 from darkroom.api.runware.progress import ProgressBoard
+from darkroom.api.runware.unparse import read_request, task_of
 from darkroom.api.runware.ws import Sessions
 from darkroom.api.services import Services
 
@@ -23,6 +27,7 @@ PONG: dict[str, Any] = {"taskType": PING, "pong": True}
 DRY_RUN_HEADER = "x-runware-dry-run"
 TRUE = ("1", "true", "yes")
 SUMMARY = "Run tasks (the Runware task API)"
+TASK_SUMMARY = "The task that asks for a request, as records and pictures' files carry it"
 
 
 def routes(services: Services, metrics: Metrics) -> APIRouter:
@@ -45,6 +50,13 @@ def routes(services: Services, metrics: Metrics) -> APIRouter:
         wanted = [task for task in found if kind_of(task) != AUTHENTICATION]
         replies = await asyncio.gather(*(collect(call, task) for task in wanted))
         return envelope([reply for of_task in replies for reply in of_task])
+
+    @router.post("/v1/cards/{card_id}/task", summary=TASK_SUMMARY, openapi_extra=ASKED_BODY)
+    async def task(card_id: str, request: Request) -> dict[str, Any]:
+        await authenticate(services, request.headers.get("authorization"))
+        card = services.catalog.resolve(card_id)
+        asked = read_request(await request.body(), card.id)
+        return task_of(asked, card, asked.ttl_seconds)
 
     @router.api_route("/v1", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def other_methods() -> None:
@@ -121,6 +133,7 @@ REQUEST_BODY = {
         "content": {"application/json": {"schema": {"type": "array", "items": TASK_SCHEMA, "minItems": 1}}},
     }
 }
+ASKED_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": ENVELOPE_SCHEMA}}}
     for status, text in {

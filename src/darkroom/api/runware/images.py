@@ -71,8 +71,9 @@ async def check_installed(call: Call, parsed: Parsed) -> None:
         path = next(path for path in FACE_PATHS if path in parsed.card.parameters)
         name = parsed.spelled.get(path, path)
         raise FeatureNotInstalled(
-            f"No face detector is installed on this server: leave `{name}` out, or install one with `darkroom pull "
-            "faces --from FILE.onnx` and start the server again.",
+            f"No faces can be refined on this server: leave `{name}` out. Its operator can install a detector "
+            "(`darkroom pull faces --from FILE.onnx`) and what runs it (`pip install 'darkroom[faces]'`), and start "
+            "the server again.",
             parameter=name,
         )
     check_callable(services, parsed.options)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -77,12 +78,17 @@ class Session:
                 self.kept.append((kept_at, data))
 
     def start(self, call: Call, task: object) -> None:
-        """Answer one task beside all others."""
-        spawned = self._spawn(self._answer(call, task))
-        if isinstance(task, dict) and task.get("taskType") == IMAGE_INFERENCE:
-            self.streams[spawned] = str(task.get("taskUUID")).lower()
+        """Answer one task beside all others; one whose taskUUID is being answered already, after that."""
+        name = str(task.get("taskUUID")).lower() if isinstance(task, dict) else ""
+        if not isinstance(task, dict) or task.get("taskType") != IMAGE_INFERENCE:
+            self._spawn(self._answer(call, task))
+            return
+        earlier = [stream for stream, answered in self.streams.items() if answered == name]
+        self.streams[self._spawn(self._answer(call, task, earlier))] = name
 
-    async def _answer(self, call: Call, task: object) -> None:
+    async def _answer(self, call: Call, task: object, earlier: Sequence[asyncio.Task[None]] = ()) -> None:
+        if earlier:  # it will be refused, and data after errors of one taskUUID ends the process of a client
+            await asyncio.wait(earlier)
         async for reply in answer(call, task):
             if reply.unfinished and reply.errors and (push := self.pushes.pop(reply.unfinished, None)):
                 push.cancel()  # data after errors of one taskUUID ends the process of a client; the next poll has all
