@@ -180,6 +180,9 @@ def test_passes_of_callers_with_references_of_their_own_are_compiled_too(backend
     compiled, backend.runs = backend.compiled, 0
     run(engine, *others)
     assert backend.runs == 3 * blocks + 2, "every block of three steps, and two pictures decoded"
+    way = partial(engine._stock.tuning.way, engine._shelf.locate(engine._catalog.resolve(CARDS["kv"])), network)
+    assert way(PassShape(2, 64, 24, kept=24, apart=True)) == "native, compiled"
+    assert way(PassShape(2, 64, 24, beside=24)) == "native, compiled", "a length more is nothing to the compiler"
     assert backend.compiled == compiled and unrehearsed(engine) == 3
 
 

@@ -179,6 +179,13 @@ class Tuning:
         with self._running(variant in self._compiled):
             return work(inputs)
 
+    def way(self, models: CardModels, transformer: Any, shape: PassShape) -> str:
+        """How passes of a shape run now, in words: by which attention, compiled or not, as a graph or not."""
+        variant = self._choose(models.transformer, transformer, shape)
+        recorded = self._recorded.get((models.transformer, shape)) is not None
+        words = [variant.attention, "compiled" if variant in self._compiled else "", "graph" if recorded else ""]
+        return ", ".join(filter(None, words))
+
     @contextmanager
     def decoding(self, models: CardModels, height: int, width: int) -> Iterator[None]:
         """Around the decoding of a picture. height, width: in tokens."""
