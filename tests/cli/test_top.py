@@ -112,6 +112,23 @@ def test_the_screen_fits_and_tells_everything(width: int) -> None:
     assert "4.0/s" in steps
 
 
+def test_everything_is_seen_in_a_small_terminal() -> None:
+    """Below each other the panels take some forty lines, and what does not fit is not shown."""
+    text = printed(80, screen(busy(), {"version": "1.2.3"}, width=80, height=24))
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 80
+    for expected in ("Work", "Engine", "Where a picture's time goes", "Caches", "Webhooks and uploads", "Requests"):
+        assert expected in text, expected
+    for expected in ("2 made", "nobody waits", "in flight", "954 MiB", "retried", "/v1"):
+        assert expected in text, expected
+
+
+def test_no_number_loses_its_unit_in_forty_columns() -> None:
+    text = printed(40, screen(busy(), {"version": "1.2.3"}, width=40, height=24))
+    assert max(map(len, text.splitlines())) <= 40
+    for expected in ("2 made", "nobody waits", "0 in flight", "p95 95 ms", "954 MiB", "holds", "owed", "failed"):
+        assert expected in text, expected
+
+
 def test_old_numbers_are_marked() -> None:
     text = printed(100, screen(busy(), {}, trouble="connection refused", width=100))
     assert "✗ connection refused" in text
