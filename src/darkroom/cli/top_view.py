@@ -31,7 +31,6 @@ BAR = 26  # columns of a stage without its bar
 SMALL_BAR = 8
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 DIM, GOOD, WARN, BAD = "dim", "green", "yellow", "bold red"
-LITTLE = 1 << 20  # a cache that holds less counts entries, not bytes
 ROUTES = 6
 Row = Sequence[RenderableType]
 
@@ -148,16 +147,17 @@ def stages(history: History, width: int) -> Panel:
 
 def caches(history: History, course: int) -> Panel:
     rows: list[Row] = [titles("", "found", "", "asked", "holds")]
+    counted = history.now.labels("darkroom_cache_entries", "cache")
     for cache in history.now.labels("darkroom_cache_hits_total", "cache"):
         hits, misses = (history.now.total(f"darkroom_cache_{what}_total", cache=cache) for what in ("hits", "misses"))
-        held = history.now.total("darkroom_cache_size", cache=cache)
+        held, entries = (history.now.total(f"darkroom_cache_{unit}", cache=cache) for unit in ("bytes", "entries"))
         rows.append(
             (
                 cache.removesuffix("_cache").replace("_", " "),
                 share(hits, hits + misses),
                 Text(bar(hits, hits + misses, SMALL_BAR if course else 0), style=GOOD),
                 f"{hits + misses:,.0f}",
-                size(held) if held >= LITTLE else f"{held:,.0f}",
+                f"{entries:,.0f}" if cache in counted else size(held),
             )
         )
     return panel("Caches", columns(rows, "<><>>"))
