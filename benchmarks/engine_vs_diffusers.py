@@ -6,7 +6,8 @@
 The mid-size model takes seconds a step on a CPU: half an hour for all of it.
 
 Nothing is kept between two pictures: prompts, references and keys and values are computed every time, in turns with the
-pipeline's in one process. Each case first checks that both give the same picture, bit for bit on a CPU.
+pipeline's in one process; it ends with an error if the engine has found anything again. Each case first checks that
+both give the same picture, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from PIL import Image
 from benchmarks.common import CLOCKS, alternate, header, result, table
 from benchmarks.models import PROMPT, Model, job_of, make, models, references
 from darkroom.engine.devices import pick_device, wait_for
+from darkroom.engine.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,13 @@ def cases(sides: Sequence[int], counts: Sequence[int]) -> list[Case]:
     return made
 
 
-def main() -> None:
-    options = read_options()
+def main(options: argparse.Namespace) -> None:
+    with models(options.models) as found:
+        report(found, options)
+
+
+@torch.inference_mode()
+def report(found: Iterable[Model], options: argparse.Namespace) -> None:
     device, dtype = pick_device(options.device), torch.float32 if options.dtype == "fp32" else torch.bfloat16
     header(
         "engine against the diffusers pipelines",
@@ -65,36 +72,44 @@ def main() -> None:
     rows, ratios = [], {}
     wanted = cases((128,), (1, 4)) if options.quick else cases(options.sides, options.references)
     wanted = [case for case in wanted if case.variant in options.variants]
-    with models(options.models) as found, torch.inference_mode():
-        for model in found:
-            for variant, group in itertools.groupby(sorted(wanted, key=by_variant), key=by_variant):
-                pipe = model.pipeline(variant, device, dtype)
-                engine = model.engine(device=options.device, dtype=options.dtype)
-                for case in group:
-                    ours, theirs = measure(case, model, engine, pipe, device, options)
-                    rows.append((model.name, case.name, case.side, 1000 * theirs, 1000 * ours, theirs / ours))
-                    ratios[f"{model.name} {case.name} {case.side}"] = theirs / ours
-                    print(f"{model.name}, {case.name}, {case.side}: {theirs / ours:.2f}", file=sys.stderr, flush=True)
+    for model in found:
+        for variant, group in itertools.groupby(sorted(wanted, key=by_variant), key=by_variant):
+            pipe = model.pipeline(variant, device, dtype)
+            engine = model.engine(device=options.device, dtype=options.dtype)
+            scopes = map(str, itertools.count())
+            for case in group:
+                ours, theirs = measure(case, model, engine, pipe, device, options, scopes)
+                rows.append((model.name, case.name, case.side, 1000 * theirs, 1000 * ours, theirs / ours))
+                ratios[f"{model.name} {case.name} {case.side}"] = theirs / ours
+                print(f"{model.name}, {case.name}, {case.side}: {theirs / ours:.2f}", file=sys.stderr, flush=True)
     table(["model", "case", "side", "diffusers ms", "ours ms", "diffusers / ours"], rows)
     result("engine_vs_diffusers", ratios)
 
 
 def measure(
-    case: Case, model: Model, engine: Any, pipe: Any, device: torch.device, options: argparse.Namespace
+    case: Case,
+    model: Model,
+    engine: Engine,
+    pipe: Any,
+    device: torch.device,
+    options: argparse.Namespace,
+    scopes: Iterator[str],
 ) -> tuple[float, float]:
-    """Median seconds of ours and of diffusers."""
+    """Median seconds of ours and of diffusers. scopes: never one that the engine has met, in this case or another."""
     given = references(case.references, case.side)
-    fresh = itertools.count()
 
     def ours() -> bytes:
-        # A scope of its own for every call: no reference is recognised from the call before.
-        job = job_of(case.variant, case.side, case.steps, given, scope=str(next(fresh)), cfg_scale=case.cfg)
+        # A scope of its own for every call: no reference is recognised from a call before.
+        job = job_of(case.variant, case.side, case.steps, given, scope=next(scopes), cfg_scale=case.cfg)
         return make(engine, job)[0].pixels.data
 
     theirs = pipeline_call(case, model, pipe, given, device)
     if device.type == "cpu" and ours() != theirs():
         raise SystemExit(f"{model.name}, {case}: the pictures differ")
-    return alternate(ours, theirs, options.rounds, options.clock)
+    measured = alternate(ours, theirs, options.rounds, options.clock)
+    if found := {name: count for name, count in engine.status().counters.items() if name.endswith("_hits") and count}:
+        raise SystemExit(f"{model.name}, {case}: the engine did not compute everything, it had kept: {found}")
+    return measured
 
 
 def pipeline_call(
@@ -126,7 +141,7 @@ def by_variant(case: Case) -> str:
     return case.variant
 
 
-def read_options() -> argparse.Namespace:
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", choices=["embedded", "mid"], default=["embedded", "mid"])
@@ -139,8 +154,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: on a machine with other work")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--quick", action="store_true", help="only 128², as the tests run it")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    main(read_options())

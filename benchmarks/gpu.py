@@ -3,15 +3,18 @@
     python -m benchmarks.gpu [--models 4b 9b 9b-kv dev] [--sides 512 1024 2048] [--references 0 1 2 3 4] [--rounds 5]
                              [--quantise none fp8] [--compile auto] [--attention auto] [--batches 1 2 4 8] [--quick]
 
-Networks of the true shapes with random weights (random_weights.py); no file is needed. Each is loaded, then left idle
-until the engine has rehearsed the sizes (tuning.py), then measured: text, references, denoising, decoding and JPEG by
-themselves, with the device waited for in between; `client` is from the request to the encoded picture, not waited for.
+Networks of the true shapes with random weights (random_weights.py); no file is needed. Each is loaded, and every case
+drawn and left idle until the engine has rehearsed all that it met (tuning.py), before it is measured: text, references,
+denoising, decoding and JPEG by themselves, with the device waited for in between; `client` is from the request to the
+encoded picture, not waited for. `passes` says how the steps ran then: attention, compiled or not, as a graph or not.
 References are those of the KV model, of the picture's own size: `cold` computes their keys and values, `warm` has them.
 
 TFLOP/s counts the network's matrix products and attention (formula below, checked against torch's counter), `of peak`
-is its share of what a large matrix product reaches in the same run. The baseline is the diffusers pipeline with the
-same weights, from prompt embeddings to the picture, as it comes: its time is compared with references, denoising and
-decoding. In 8 bits the baseline stays the 16-bit pipeline.
+is its share of what a large matrix product of the same bits reaches in the same run. The baseline is the diffusers
+pipeline with the same weights, from prompt embeddings to the picture, as it comes, in turns with ours: its time is
+compared with references, denoising and decoding. In 8 bits the baseline stays the 16-bit pipeline.
+
+Every case is told on the error stream as soon as it is known, and a model that fails leaves the others their tables.
 
 --quick: small shapes, on any device; it shows that all of this runs, and no number of it means anything.
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import statistics
 import sys
 import time
@@ -36,20 +40,26 @@ from diffusers import (
     Flux2Pipeline,
     Flux2Transformer2DModel,
 )
+from torch import nn
 
-from benchmarks.common import header, result, table
+from benchmarks.common import header, result, show, table
 from benchmarks.models import references
 from benchmarks.random_weights import SMALL, TRUE, RandomInstalled, random_models
 from darkroom.catalog.catalog import load_catalog
 from darkroom.engine.devices import dtype_name, peak_bytes, pick_device, pick_dtype, start_peak, wait_for
 from darkroom.engine.engine import Engine
+from darkroom.engine.float8 import to_float8
+from darkroom.engine.float8_linear import Float8Linear, quantise
 from darkroom.engine.options import EngineOptions
 from darkroom.engine.shelf import CardModels
+from darkroom.engine.tuning import PassShape
 from darkroom.media.images import encode
 from darkroom.types import EngineEvent, Failure, ImageRequest, Job, Output, Picture, Pixels, Progress, Stage
 
 PEAK_SIDE = 8192  # of the matrix product that stands for the device's limit
 QUICK_PEAK_SIDE = 256
+PEAK_SECONDS = 0.5  # a device that was idle takes a moment to reach its clock
+SETTLING_RUNS = 4  # pictures of a case before it is measured, at most: batches try sizes, each of which is rehearsed
 STEPS = {"4b": 4, "9b": 4, "9b-kv": 4, "dev": 28}
 PROMPT = "a red circle above a blue square on a white background"
 
@@ -66,7 +76,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds: medians over the rounds. images_per_second: by the client's clock."""
+    """Milliseconds: medians over the rounds. theirs: of the baseline, if it took part. peak: bytes, of ours."""
 
     text: float
     references: float
@@ -74,6 +84,8 @@ class Timing:
     decode: float
     jpeg: float
     client: float
+    theirs: float | None
+    peak: int
 
     @property
     def picture(self) -> float:
@@ -81,80 +93,124 @@ class Timing:
         return self.references + self.denoise + self.decode
 
 
+class PictureFailed(Exception):
+    """With what the engine said."""
+
+
 def main(options: argparse.Namespace) -> None:
     device = pick_device("cpu" if options.quick and not torch.cuda.is_available() else options.device)
     dtype = pick_dtype("auto", device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    header("a picture on the GPU", **(vars(options) | {"device": name, "dtype": dtype_name(dtype)}))
-    peak = matmul_peak(device, dtype, QUICK_PEAK_SIDE if options.quick else PEAK_SIDE)
-    print(f"a matrix product of this run: {peak / 1e12:.4g} TFLOP/s\n", flush=True)
-    report = Report(options, device, peak)
+    header("a picture on the GPU", **(vars(options) | hardware(device) | {"dtype": dtype_name(dtype)}))
+    side = QUICK_PEAK_SIDE if options.quick else PEAK_SIDE
+    peaks = {"none": matmul_peak(device, dtype, side), "fp8": float8_peak(device, dtype, side)}
+    told = ", ".join(f"{'16' if name == 'none' else '8'} bits {peak / 1e12:.4g}" for name, peak in peaks.items())
+    print(f"a matrix product of this run, TFLOP/s: {told}\n", flush=True)
+    report = Report(options, device, peaks)
     with random_models(device, SMALL if options.quick else TRUE) as installed:
-        for model in options.models:
-            for quantise in options.quantise:
-                report.add(installed, model, quantise)
-                gc.collect()  # the engine before: its weights, and graphs of them
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
+        for model, quantised in itertools.product(options.models, options.quantise):
+            try:
+                report.add(installed, model, quantised)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the other models are worth measuring
+                report.failed[label_of(model, quantised)] = f"{type(error).__name__}: {error}"
+                say(f"{label_of(model, quantised)} failed: {error}")
+            gc.collect()  # the engine before: its weights, and graphs of them
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
     report.show()
 
 
-class Report:
-    """The tables, model by model. peak: operations a second."""
+def hardware(device: torch.device) -> dict[str, object]:
+    if device.type != "cuda":
+        return {"device": device}
+    facts = torch.cuda.get_device_properties(device)
+    return {
+        "device": f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, capability {facts.major}.{facts.minor}",
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),
+    }
 
-    def __init__(self, options: argparse.Namespace, device: torch.device, peak: float) -> None:
+
+def label_of(model: str, quantised: str) -> str:
+    return f"{model}{'' if quantised == 'none' else ' ' + quantised}"
+
+
+class Report:
+    """The tables, model by model. peaks: operations a second, by how the network's weights are kept."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device, peaks: dict[str, float]) -> None:
         self.options = options
         self.device = device
-        self.peak = peak
+        self.peaks = peaks
         self.rows: list[tuple[object, ...]] = []
         self.batch_rows: list[tuple[object, ...]] = []
         self.ratios: dict[str, float] = {}
+        self.failed: dict[str, str] = {}
         self._baselines: dict[Case, float] = {}
 
-    def add(self, installed: RandomInstalled, model: str, quantise: str) -> None:
+    def add(self, installed: RandomInstalled, model: str, quantised: str) -> None:
         """Measure a model in all its cases. In 16 bits the baseline is measured, too."""
-        label = f"{model}{'' if quantise == 'none' else ' ' + quantise}"
-        say(f"{label}: loading")
-        engine, models = engine_of(installed, installed.cards[model], quantise, self.options, self.device)
-        pipe = pipeline(engine, models, model) if quantise == "none" and self.options.baseline else None
+        label = label_of(model, quantised)
+        say(f"{label}: loading …")
+        engine, models = engine_of(installed, installed.cards[model], quantised, self.options, self.device)
+        pipe = pipeline(engine, models, model) if quantised == "none" and self.options.baseline else None
         for case in cases(model, self.options):
-            say(f"{label}, {case}")
-            asked = replace(case, warm=False)
-            if pipe is not None and asked not in self._baselines:
-                self._baselines[asked] = baseline(pipe, case, models.located.text_length, self.options, self.device)
-            self._add_case(label, engine, models, case, self._baselines.get(asked))
+            call = pipeline_call(pipe, case, models.located.text_length, self.options) if pipe else None
+            timing = self._timed(engine, models, case, call)
+            self._add_case(label, engine, models, case, timing, self.peaks[quantised])
         for side, count, rate, alone in batches(engine, models, model, self.options, self.device):
             self.batch_rows.append((label, side, count, rate, rate / alone))
             self.ratios[f"{label} {side} batch {count} to alone"] = rate / alone
+            say(f"{label}, {side}, {count} at once: {rate:.3g} images/s, {rate / alone:.3g} of one at once")
 
     def show(self) -> None:
         columns = ["text", "references", "ms / step", "denoise", "decode", "JPEG", "client", "TFLOP/s", "of peak"]
-        shown = ["model", "side", "references", *columns, "diffusers", "diffusers / ours", "peak GiB"]
+        shown = ["model", "side", "references", *columns, "diffusers", "diffusers / ours", "peak GiB", "passes"]
         table(shown, self.rows)
         if self.batch_rows:
             table(["model", "side", "images at once", "images / s", "to one at once"], self.batch_rows)
-        result("gpu", self.ratios)
+        for label, why in self.failed.items():
+            print(f"{label} was not measured to the end. {why}\n")
+        result("gpu", self.ratios, failed=list(self.failed))
 
-    def _add_case(self, label: str, engine: Engine, models: CardModels, case: Case, theirs: float | None) -> None:
-        start_peak(self.device)
-        timing = timed(engine, models, case, self.options, self.device)
-        steps = steps_of(case.model, self.options)
-        config = engine._shelf.part(models.transformer).config
-        tokens = models.located.text_length + (case.side // 16) ** 2
-        kept = case.references * min(case.side**2, models.card.references.max_pixels) // 16**2
-        rate = steps * step_operations(config, tokens, kept) / (timing.denoise / 1000)
+    def _timed(self, engine: Engine, models: CardModels, case: Case, call: Callable[[], None] | None) -> Timing:
+        """The baseline is measured once for each case; it has nothing to keep, so warm is nothing to it."""
+        asked = replace(case, warm=False)
+        timing = timed(engine, models, case, self.options, self.device, None if asked in self._baselines else call)
+        if timing.theirs is not None:
+            self._baselines[asked] = timing.theirs
+        return replace(timing, theirs=self._baselines.get(asked))
+
+    def _add_case(
+        self, label: str, engine: Engine, models: CardModels, case: Case, timing: Timing, peak: float
+    ) -> None:
+        network, steps = engine._shelf.part(models.transformer), steps_of(case.model, self.options)
+        shape = shape_of(models, case)
+        rate = steps * step_operations(network.config, shape.tokens, shape.kept) / (timing.denoise / 1000)
         count = f"{case.references}{' warm' if case.warm else ''}"
-        self.ratios[f"{label} {case.side} r{count} of peak"] = rate / self.peak
-        if theirs is not None:
-            self.ratios[f"{label} {case.side} r{count} diffusers to ours"] = theirs / timing.picture
+        self.ratios[f"{label} {case.side} r{count} of peak"] = rate / peak
+        if timing.theirs is not None:
+            self.ratios[f"{label} {case.side} r{count} diffusers to ours"] = timing.theirs / timing.picture
         self.rows.append(
             (
                 *(label, case.side, count, timing.text, timing.references, timing.denoise / steps, timing.denoise),
-                *(timing.decode, timing.jpeg, timing.client, rate / 1e12, f"{rate / self.peak:.1%}"),
-                *("" if theirs is None else theirs, "" if theirs is None else theirs / timing.picture),
-                peak_bytes(self.device) / 2**30,
+                *(timing.decode, timing.jpeg, timing.client, rate / 1e12, f"{rate / peak:.1%}"),
+                *("" if timing.theirs is None else timing.theirs, ratio_of(timing)),
+                timing.peak / 2**30,
+                engine._stock.tuning.way(models, network, shape),
             )
         )
+        columns = f"denoise {timing.denoise:.4g} ms, decode {timing.decode:.4g}, client {timing.client:.4g}"
+        say(f"{label}, {case.side}, references {count}: {columns}, diffusers / ours {show(ratio_of(timing)) or '-'}")
+
+
+def ratio_of(timing: Timing) -> object:
+    return "" if timing.theirs is None else timing.theirs / timing.picture
+
+
+def shape_of(models: CardModels, case: Case) -> PassShape:
+    """Of the case's steps."""
+    kept = case.references * min(case.side**2, models.card.references.max_pixels) // 16**2
+    return PassShape(1, models.located.text_length, (case.side // 16) ** 2, kept=kept)
 
 
 def cases(model: str, options: argparse.Namespace) -> Iterator[Case]:
@@ -165,18 +221,40 @@ def cases(model: str, options: argparse.Namespace) -> Iterator[Case]:
                 yield Case(model, side, count, warm=True)
 
 
-def timed(engine: Engine, models: CardModels, case: Case, options: argparse.Namespace, device: torch.device) -> Timing:
-    """Medians over rounds; the first picture is not counted."""
+def timed(
+    engine: Engine,
+    models: CardModels,
+    case: Case,
+    options: argparse.Namespace,
+    device: torch.device,
+    baseline: Callable[[], None] | None = None,
+) -> Timing:
+    """Medians over rounds, in turns with the baseline. What the case needs is rehearsed before, as a server does."""
+    scopes = ("warm" if case.warm else f"{case} {number}" for number in itertools.count())  # of another, none is found
+    settle(engine, lambda: request(models, case, options, scope=next(scopes)))
     stages: list[dict[Stage, float]] = []
-    jpegs, clients = [], []
-    for turn in range(options.rounds + 1):
-        picture, taken = stage_seconds(engine, request(models, case, options, scope=scope_of(case, turn)), device)
+    jpegs, clients, theirs, peaks = [], [], [], []
+
+    def ours() -> None:
+        start_peak(device)  # the baseline's is not ours
+        picture, taken = stage_seconds(engine, request(models, case, options, scope=next(scopes)), device)
         stages.append(taken)
-        jpegs.append(seconds(lambda picture=picture: encode(picture.pixels, Output())))  # type: ignore[misc]
-        clients.append(client_seconds(engine, request(models, case, options, scope=scope_of(case, -turn))))
+        jpegs.append(seconds(lambda: encode(picture.pixels, Output())))
+        clients.append(client_seconds(engine, request(models, case, options, scope=next(scopes))))
+        peaks.append(peak_bytes(device))
+
+    def other() -> None:
+        if baseline:
+            theirs.append(seconds(lambda: (baseline(), wait_for(device))))
+
+    if baseline:
+        baseline()
+    for turn in range(options.rounds):
+        for measure in (ours, other) if turn % 2 == 0 else (other, ours):
+            measure()
 
     def median(values: Sequence[float]) -> float:
-        return 1000 * statistics.median(values[1:])
+        return 1000 * statistics.median(values)
 
     per_stage = {stage: median([taken.get(stage, 0.0) for taken in stages]) for stage in Stage}
     return Timing(
@@ -186,12 +264,17 @@ def timed(engine: Engine, models: CardModels, case: Case, options: argparse.Name
         decode=per_stage[Stage.DECODE],
         jpeg=median(jpegs),
         client=median(clients),
+        theirs=median(theirs) if theirs else None,
+        peak=max(peaks),
     )
 
 
-def scope_of(case: Case, turn: int) -> str:
-    """References of another scope are not found in the bank."""
-    return "warm" if case.warm else f"{case} {turn}"
+def settle(engine: Engine, job: Callable[[], Job]) -> None:
+    """Draw until a picture needs nothing that was not rehearsed."""
+    for _ in range(SETTLING_RUNS):
+        draw(engine, job())
+        if not rehearse(engine):
+            break
 
 
 def stage_seconds(engine: Engine, job: Job, device: torch.device) -> tuple[Picture, dict[Stage, float]]:
@@ -241,7 +324,7 @@ def draw(engine: Engine, job: Job) -> list[Picture]:
 def check(events: Sequence[EngineEvent]) -> None:
     for event in events:
         if isinstance(event, Failure):
-            raise SystemExit(f"a picture failed: {event.message}")
+            raise PictureFailed(event.message)
 
 
 def request(models: CardModels, case: Case, options: argparse.Namespace, *, scope: str = "", count: int = 1) -> Job:
@@ -268,8 +351,7 @@ def batches(
         alone = 0.0
         for count in options.batches:
             job = request(models, Case(model, side), options, count=count)
-            draw(engine, job)
-            rehearse(engine)
+            settle(engine, lambda job=job: job)  # type: ignore[misc]
             taken = [seconds(lambda job=job: (draw(engine, job), wait_for(device))) for _ in range(options.rounds)]  # type: ignore[misc]
             rate = count / statistics.median(taken)
             alone = alone or rate
@@ -277,7 +359,7 @@ def batches(
 
 
 def engine_of(
-    installed: RandomInstalled, card: str, quantise: str, options: argparse.Namespace, device: torch.device
+    installed: RandomInstalled, card: str, quantised: str, options: argparse.Namespace, device: torch.device
 ) -> tuple[Engine, CardModels]:
     """An engine that has loaded and rehearsed a card, and holds it."""
     engine = Engine(
@@ -286,7 +368,7 @@ def engine_of(
         EngineOptions(
             device=str(device),
             dtype=dtype_name(pick_dtype("auto", device)),
-            quantise=quantise,
+            quantise=quantised,
             compile=options.compile,
             compiled=options.compiled,
             attention=options.attention,
@@ -298,14 +380,14 @@ def engine_of(
     models = engine._shelf.locate(load_catalog().resolve(card))
     took = seconds(lambda: (engine.warm(card), wait_for(device)))
     rehearsed = seconds(lambda: rehearse(engine))
-    print(f"{models.card.name} {quantise}: {took:.1f} s to load, {rehearsed:.1f} s to rehearse", flush=True)
+    print(f"{models.card.name} {quantised}: {took:.1f} s to load, {rehearsed:.1f} s to rehearse", flush=True)
     engine._shelf.use(models)
     return engine, models
 
 
-def rehearse(engine: Engine) -> None:
-    while engine.use_idle_time():
-        pass
+def rehearse(engine: Engine) -> int:
+    """Until there is nothing left to; how much there was."""
+    return sum(1 for _ in iter(engine.use_idle_time, False))
 
 
 def pipeline(engine: Engine, models: CardModels, model: str) -> Any:
@@ -324,16 +406,17 @@ def pipeline(engine: Engine, models: CardModels, model: str) -> Any:
     return made
 
 
-@torch.inference_mode()
-def baseline(pipe: Any, case: Case, length: int, options: argparse.Namespace, device: torch.device) -> float:
-    """Median milliseconds of the pipeline, from prompt embeddings of this length to the picture."""
-    config = pipe.transformer.config
-    embeddings = torch.randn(1, length, config.joint_attention_dim, device=device, dtype=pipe.transformer.dtype)
+def pipeline_call(pipe: Any, case: Case, length: int, options: argparse.Namespace) -> Callable[[], None]:
+    """The pipeline from prompt embeddings of this length to the picture."""
+    network = pipe.transformer
+    size = 1, length, network.config.joint_attention_dim
+    embeddings = torch.randn(size, device=network.device, dtype=network.dtype)
     given = list(references(case.references, case.side))
     arguments: dict[str, Any] = {"image": given} if given else {}
     if case.model != "9b-kv":
         arguments["guidance_scale"] = 4.0 if case.model == "dev" else 1.0
 
+    @torch.inference_mode()
     def call() -> None:
         pipe(
             prompt_embeds=embeddings,
@@ -343,10 +426,8 @@ def baseline(pipe: Any, case: Case, length: int, options: argparse.Namespace, de
             generator=torch.Generator().manual_seed(1),
             **arguments,
         )
-        wait_for(device)
 
-    call()
-    return 1000 * statistics.median(seconds(call) for _ in range(options.rounds))
+    return call
 
 
 def step_operations(config: Any, tokens: int, kept: int) -> float:
@@ -360,15 +441,32 @@ def step_operations(config: Any, tokens: int, kept: int) -> float:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    """Operations a second of a large matrix product, the best of several."""
+    """Operations a second of a large matrix product, the best of many."""
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return fastest(lambda: torch.mm(one, other), side, device)
 
-    def call() -> None:
-        torch.mm(one, other)
-        wait_for(device)
 
-    call()
-    return 2 * side**3 / min(seconds(call) for _ in range(10))
+def float8_peak(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    """The same in 8 bits, as the engine multiplies; in 16 where the device has no such products."""
+    network = nn.Module()
+    network.transformer_blocks = nn.ModuleList([nn.Linear(side, side, bias=False, device=device, dtype=dtype)])
+    network.single_transformer_blocks = nn.ModuleList()
+    quantise(network, device)
+    (layer,) = network.transformer_blocks
+    assert isinstance(layer, Float8Linear)
+    if not layer.native:
+        return matmul_peak(device, dtype, side)
+    small = to_float8(torch.randn(side, side, device=device, dtype=dtype), dim=1)
+    return fastest(lambda: layer._multiply(small, dtype), side, device)
+
+
+@torch.inference_mode()
+def fastest(product: Callable[[], object], side: int, device: torch.device) -> float:
+    """Operations a second of a product of square matrices."""
+    taken, until = [], time.perf_counter() + PEAK_SECONDS
+    while not taken or time.perf_counter() < until:
+        taken.append(seconds(lambda: (product(), wait_for(device))))
+    return 2 * side**3 / min(taken)
 
 
 def steps_of(model: str, options: argparse.Namespace) -> int:
@@ -382,7 +480,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def say(what: str) -> None:
-    print(f"{what} …", file=sys.stderr, flush=True)
+    print(what, file=sys.stderr, flush=True)
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

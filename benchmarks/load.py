@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +64,7 @@ SMALL = Kind("memory", "distilled", 128, 2, 0.0)  # what a task leaves behind do
 Ask = Callable[[httpx.AsyncClient, Kind, int], Any]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="how long requests arrive")
-    parser.add_argument("--rate", type=float, default=0.9, help="share of the plain server's capacity")
-    parser.add_argument("--model", default="embedded", choices=("embedded", "mid"))
-    parser.add_argument("--memory-tasks", type=int, default=2000, help="0: no memory run")
-    parser.add_argument("--memory-only", action="store_true")
-    given = parser.parse_args()
+def main(given: argparse.Namespace) -> None:
     header("load", **vars(given))
     if given.memory_only:
         with models([given.model]) as [model], darkroom(model.folder) as server:
@@ -85,6 +78,8 @@ def main() -> None:
             told("plain, alone", {kind.name: seconds for kind, seconds in alone.items()})
             rate = given.rate / sum(kind.share * alone[kind] for kind in KINDS)
             arrivals = schedule(rate, given.seconds)
+            if QUICK not in [kind for _, kind in arrivals]:
+                raise SystemExit(f"no 4-step request arrives at {rate:.2f} a second: give more --seconds")
             theirs = asyncio.run(open_loop(ask_plain(url), arrivals))
             told("plain, under load", {"pictures a second": theirs.throughput, "p95": p95(theirs.of(None))})
             their_fairness = asyncio.run(beside_long_ones(ask_plain(url)))
@@ -217,7 +212,7 @@ async def timed(ask: Ask, http: httpx.AsyncClient, kind: Kind, seed: int) -> flo
 
 
 def p95(seconds: list[float]) -> float:
-    return statistics.quantiles(seconds, n=20)[-1]
+    return statistics.quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
 
 
 def compared(name: str, ours_alone: object, alone: object, ours: list[float], theirs: list[float]) -> tuple[Any, ...]:
@@ -325,5 +320,15 @@ def resident_mb(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="how long requests arrive")
+    parser.add_argument("--rate", type=float, default=0.9, help="share of the plain server's capacity")
+    parser.add_argument("--model", default="embedded", choices=("embedded", "mid"))
+    parser.add_argument("--memory-tasks", type=int, default=2000, help="0: no memory run")
+    parser.add_argument("--memory-only", action="store_true")
+    return parser.parse_args(arguments)
+
+
 if __name__ == "__main__":
-    main()
+    main(read_options())

@@ -125,7 +125,7 @@ def originals(options: argparse.Namespace) -> list[Image.Image]:
 def size(engine: Engine, what: str) -> float:
     if what == REFERENCES:
         counters = engine.status().counters
-        return counters["kv_bank_size"] / counters["kv_bank_misses"]
+        return counters["kv_bank_bytes"] / counters["kv_bank_misses"]
     kinds = (Kind.TRANSFORMER, Kind.KV_TRANSFORMER)
     return float(sum(held for key, held in engine._shelf.loaded().items() if key.kind in kinds))
 

@@ -27,6 +27,7 @@ from darkroom.catalog.card import Card
 from darkroom.catalog.installed import Installed, Located
 from darkroom.engine import shelf, weights
 from darkroom.engine.trunk import TextTrunk, read_facts
+from darkroom.errors import ModelNotInstalled
 from tests import tiny
 
 DRAWN: Final = 1 << 22  # numbers a tensor repeats: drawing billions takes longer than measuring
@@ -102,7 +103,7 @@ SMALL: Final = {
 
 
 class RandomInstalled(Installed):
-    """Every card of the shapes is installed, in a folder of configurations without weights."""
+    """The cards of the shapes are installed, each in a folder of configurations without weights, and no others."""
 
     def __init__(self, folder: Path, shapes: dict[str, Shape]) -> None:
         super().__init__(folder)
@@ -110,6 +111,8 @@ class RandomInstalled(Installed):
         self._folders = {shape.card: folder / name for name, shape in shapes.items()}
 
     def locate(self, card: Card) -> Located:
+        if card.id not in self._folders:
+            raise ModelNotInstalled(f"{card.name} ({card.id}) is not among the random ones.", parameter="model")
         folder = self._folders[card.id]
         parts = {part: folder / part for part in ("transformer", "vae", "text_encoder", "tokenizer")}
         return Located(**parts, text_length=card.text.length, text=card.text, demo=False, bytes=0)

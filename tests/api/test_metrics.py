@@ -41,7 +41,7 @@ def test_the_manual_lists_every_cache_and_every_kind_of_work(tmp_path: Path) -> 
     engine = Engine(load_catalog(), Installed(tmp_path / "none", tmp_path / "none"), EngineOptions(device="cpu"))
     names = set(engine.status().counters) - {"jobs"}
     listed = set(re.findall(r"`(\w+)`", MANUAL.read_text()))
-    assert {re.sub("_(hits|misses|evictions|size)$", "", name) for name in names} <= listed
+    assert {re.sub("_(hits|misses|evictions|bytes|entries)$", "", name) for name in names} <= listed
 
 
 def test_what_engines_report_is_a_scrape_away() -> None:
@@ -51,7 +51,7 @@ def test_what_engines_report_is_a_scrape_away() -> None:
         rows=3,
         memory_bytes=1 << 30,
         loaded=(CardStatus(card="runware:400@5", bytes=7, device="cuda:0", dtype="bf16"),) * 2,
-        counters={"jobs": 2.0, "row_steps": 40.0, "kv_bank_hits": 5.0, "kv_bank_misses": 1.0, "kv_bank_size": 9.0},
+        counters={"jobs": 2.0, "row_steps": 40.0, "kv_bank_hits": 5.0, "kv_bank_misses": 1.0, "kv_bank_bytes": 9.0},
         distributions={"step_seconds": Distribution(bounds=(0.1, 1.0), counts=(4, 2, 1), total=9.5)},
     )
     value = metrics.registry.get_sample_value
@@ -64,7 +64,8 @@ def test_what_engines_report_is_a_scrape_away() -> None:
     assert value("darkroom_engine_work_total", {"name": "jobs"}) is None
     assert value("darkroom_cache_hits_total", {"cache": "kv_bank"}) == 5
     assert value("darkroom_cache_misses_total", {"cache": "kv_bank"}) == 1
-    assert value("darkroom_cache_size", {"cache": "kv_bank"}) == 9
+    assert value("darkroom_cache_bytes", {"cache": "kv_bank"}) == 9
+    assert value("darkroom_cache_entries", {"cache": "kv_bank"}) is None
     buckets = [value("darkroom_engine_step_seconds_bucket", {"le": bound}) for bound in ("0.1", "1.0", "+Inf")]
     assert buckets == [4, 6, 7]
     assert value("darkroom_engine_step_seconds_sum") == 9.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu
 from benchmarks.random_weights import SMALL, TRUE, network_of, random_models
 from darkroom.catalog.catalog import load_catalog
-from darkroom.engine import weights
+from darkroom.engine import attention, weights
 from darkroom.engine.split_forward import forward
 from darkroom.engine.tuning import PassShape, random_inputs
 
@@ -34,6 +35,48 @@ def test_it_measures_every_stage_of_every_case(capsys: pytest.CaptureFixture[str
     assert wanted <= told["ratios"].keys()
     assert all(ratio > 0 for ratio in told["ratios"].values())
     assert sum(line.startswith("|") for line in printed) == 2 + 6 + 2 + 4
+
+
+def test_a_model_that_fails_leaves_the_others_their_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU has too little memory for, for example."""
+    loaded = gpu.engine_of
+
+    def short_of_memory(installed: Any, card: str, *others: Any) -> Any:
+        if card == SMALL["dev"].card:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loaded(installed, card, *others)
+
+    monkeypatch.setattr(gpu, "engine_of", short_of_memory)
+    asked = "--quick --device cpu --models dev 4b --sides 64 --rounds 1 --quantise none --batches --no-baseline"
+    gpu.main(gpu.read_options(asked.split()))
+    printed = capsys.readouterr()
+    told = json.loads(printed.out.splitlines()[-1])
+    assert set(told["ratios"]) == {"4b 64 r0 of peak"}
+    assert told["failed"] == ["dev"] and "dev was not measured to the end. OutOfMemoryError: CUDA out" in printed.out
+    assert "4b, 64, references 0: denoise " in printed.err, "known before the table is"
+
+
+def test_nothing_is_left_to_rehearse_when_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two implementations of attention to choose from, every length of references has to be tried."""
+    monkeypatch.setattr(attention, "available", lambda _: (attention.NATIVE, attention.Backend._NATIVE_MATH))
+    options = gpu.read_options(["--quick", "--device", "cpu", "--sides", "256", "--rounds", "2"])
+    with random_models(CPU, SMALL) as installed:
+        engine, models = gpu.engine_of(installed, SMALL["9b-kv"].card, "none", options, CPU)
+        passes: list[float] = []
+        draws = gpu.stage_seconds
+
+        def noted(*given: Any) -> Any:
+            made = draws(*given)
+            passes.append(engine.status().counters["unrehearsed_passes"])
+            return made
+
+        monkeypatch.setattr(gpu, "stage_seconds", noted)
+        before = engine.status().counters["unrehearsed_passes"]
+        gpu.timed(engine, models, gpu.Case("9b-kv", 256, 4), options, CPU)
+    assert passes[0] > before, "the first picture had to do without"
+    assert passes == [passes[0]] * 2
 
 
 def test_the_true_shapes_have_the_published_numbers_of_weights() -> None:

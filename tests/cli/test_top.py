@@ -124,10 +124,27 @@ def read_until(terminal: int, enough: object, seconds: float = 60) -> str:
 def test_the_screen_fits_and_tells_everything(width: int) -> None:
     text = printed(width, screen(busy(), {"version": "1.2.3", "url": "http://x"}, width=width))
     assert max(map(len, text.splitlines())) <= width
-    for expected in ("2 made", "nobody waits", "7.8 GiB", "kv bank", "75 %", "1.2.3", "denoise"):
+    for expected in ("2 made", "nobody waits", "7.8 GiB", "kv bank", "75 %", "954 MiB", "1.2.3", "denoise"):
         assert expected in text, expected
     steps = next(line for line in text.splitlines() if re.search(r"│ steps ", line))
     assert "4.0/s" in steps
+
+
+def test_everything_is_seen_in_a_small_terminal() -> None:
+    """Below each other the panels take some forty lines, and what does not fit is not shown."""
+    text = printed(80, screen(busy(), {"version": "1.2.3"}, width=80, height=24))
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 80
+    for expected in ("Work", "Engine", "Where a picture's time goes", "Caches", "Webhooks and uploads", "Requests"):
+        assert expected in text, expected
+    for expected in ("2 made", "nobody waits", "in flight", "954 MiB", "retried", "/v1"):
+        assert expected in text, expected
+
+
+def test_no_number_loses_its_unit_in_forty_columns() -> None:
+    text = printed(40, screen(busy(), {"version": "1.2.3"}, width=40, height=24))
+    assert max(map(len, text.splitlines())) <= 40
+    for expected in ("2 made", "nobody waits", "0 in flight", "p95 95 ms", "954 MiB", "holds", "owed", "failed"):
+        assert expected in text, expected
 
 
 def test_old_numbers_are_marked() -> None:
@@ -154,7 +171,13 @@ def busy() -> History:
         metrics.engine.status = EngineStatus(
             ready=True,
             loaded=(CardStatus(card="runware:400@4", bytes=int(7.8 * 2**30), device="cuda:0", dtype="bf16"),),
-            counters={"kv_bank_hits": 3.0, "kv_bank_misses": 1.0, "kv_bank_size": 1e9},
+            counters={
+                "kv_bank_hits": 3.0,
+                "kv_bank_misses": 1.0,
+                "kv_bank_bytes": 1e9,
+                "text_cache_hits": 1.0,
+                "text_cache_entries": 12.0,
+            },
             distributions={
                 "step_seconds": Distribution(bounds=(0.1,), counts=(4 * look, 0), total=0.2 * look),
                 "batch_rows": Distribution(bounds=(1.0, 2.0), counts=(0, 4 * look, 0), total=8.0 * look),

@@ -132,7 +132,7 @@ def test_keys_of_other_owners_are_not_found() -> None:
 def test_a_bank_of_no_bytes_still_serves_the_task_at_work() -> None:
     engine = make_engine(kv_bank_bytes=0)
     events = run(engine, job("kv", references=[ONE], count=2, seed=4))
-    assert engine.status().counters["kv_bank_size"] == 0
+    assert engine.status().counters["kv_bank_bytes"] == 0
     expected = pictures(run(make_engine(), job("kv", references=[ONE], count=2, seed=4)))
     assert {at: made.pixels for at, made in pictures(events).items()} == {
         at: made.pixels for at, made in expected.items()

@@ -64,11 +64,11 @@ def test_what_leaves_the_device_comes_back_bit_for_bit() -> None:
         "hits": 0,
         "misses": 1,
         "evictions": 2,
-        "size": first.bytes,
+        "bytes": first.bytes,
         "host_hits": 1,
         "host_misses": 0,
         "host_evictions": 0,
-        "host_size": 2 * first.bytes,
+        "host_bytes": 2 * first.bytes,
     }
 
 

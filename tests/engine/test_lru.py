@@ -68,7 +68,7 @@ def test_hits_and_misses_are_counted() -> None:
     store.get("a")
     store.get("b")
     store.put("c", "C", 8)
-    assert store.counters("it") == {"it_hits": 1.0, "it_misses": 1.0, "it_evictions": 1.0, "it_size": 8.0}
+    assert store.counters("it") == {"it_hits": 1.0, "it_misses": 1.0, "it_evictions": 1.0, "it_bytes": 8.0}
 
 
 def test_who_has_to_go_is_told_and_nobody_else() -> None:

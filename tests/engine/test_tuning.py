@@ -13,12 +13,13 @@ from torch import fx
 
 from darkroom.engine import stock
 from darkroom.engine.compiling import Compiler
+from darkroom.engine.costs import Costs
 from darkroom.engine.engine import Engine
 from darkroom.engine.split_forward import forward
 from darkroom.engine.tuning import PassShape, PictureShape, Tuning, random_inputs
 from darkroom.types import AdapterFile, AdapterUse, Job, Pixels, StepCache, StepCacheKind
 from tests import tiny
-from tests.engine.conftest import CARDS, image, job, make_engine, picture, pictures, pipeline, request, run
+from tests.engine.conftest import CARDS, FreeCompany, image, job, make_engine, picture, pictures, pipeline, request, run
 from tests.engine.lora_files import Example, write
 
 SIZE = (64, 96)
@@ -51,8 +52,8 @@ def backend() -> Iterator[Counting]:
     torch.compiler.reset()
 
 
-def compiling_engine(**options: Any) -> Engine:
-    return make_engine(compile="on", warm_sizes=(SIZE,), **options)
+def compiling_engine(costs: Costs | None = None, **options: Any) -> Engine:
+    return make_engine(costs, compile="on", warm_sizes=(SIZE,), **options)
 
 
 def rehearse(engine: Engine) -> int:
@@ -166,6 +167,25 @@ def test_on_a_cpu_there_is_nothing_to_tune() -> None:
     assert "rehearsals" not in engine.status().counters
 
 
+def test_passes_of_callers_with_references_of_their_own_are_compiled_too(backend: Counting) -> None:
+    """Put together for a batch, references lie in memory otherwise than those that all samples share."""
+    engine = compiling_engine(FreeCompany())
+    engine.warm(CARDS["kv"])
+    rehearse(engine)
+    others = [job("kv", name, references=[image(64, 96, seed=n)]) for n, name in enumerate("ab")]
+    run(engine, *others)
+    assert unrehearsed(engine) == 3 and rehearse(engine) == 1
+    network = pipeline("kv").transformer
+    blocks = len(network.transformer_blocks) + len(network.single_transformer_blocks)
+    compiled, backend.runs = backend.compiled, 0
+    run(engine, *others)
+    assert backend.runs == 3 * blocks + 2, "every block of three steps, and two pictures decoded"
+    way = partial(engine._stock.tuning.way, engine._shelf.locate(engine._catalog.resolve(CARDS["kv"])), network)
+    assert way(PassShape(2, 64, 24, kept=24, apart=True)) == "native, compiled"
+    assert way(PassShape(2, 64, 24, beside=24)) == "native, compiled", "a length more is nothing to the compiler"
+    assert backend.compiled == compiled and unrehearsed(engine) == 3
+
+
 def test_shapes_of_passes() -> None:
     shape = PassShape(samples=2, text=512, picture=4096, beside=4096)
     assert shape.tokens == 8704
@@ -176,7 +196,13 @@ def test_shapes_of_passes() -> None:
 
 def test_random_inputs_have_the_shape_they_are_for() -> None:
     network = pipeline("kv").transformer
-    for shape in (PassShape(2, 12, 24, beside=8), PassShape(1, 12, 24, kept=16), PassShape(3, 12, 24, kept=16)):
+    shapes = (
+        PassShape(2, 12, 24, beside=8),
+        PassShape(1, 12, 24, kept=16),
+        PassShape(3, 12, 24, kept=16),
+        PassShape(3, 12, 24, kept=16, apart=True),
+    )
+    for shape in shapes:
         inputs = random_inputs(network, shape)
         assert PassShape.of(inputs) == shape
         assert forward(network, inputs).shape == (shape.samples, 24, 16)

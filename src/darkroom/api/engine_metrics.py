@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from darkroom.types import Distribution, EngineStatus
 
 CACHE_COUNTS = ("hits", "misses", "evictions")
+CACHE_SIZES = {"bytes": "Bytes that a cache holds.", "entries": "Entries of a cache that is bounded by their number."}
 NOTHING = Distribution(bounds=(), counts=(0,), total=0.0)
 
 
@@ -44,13 +45,16 @@ class EngineMetrics(Collector):
         return family
 
     def _caches(self) -> Iterator[Metric]:
-        """Of counters named CACHE_hits, CACHE_misses, CACHE_evictions and CACHE_size."""
-        size = GaugeMetricFamily("darkroom_cache_size", "What a cache holds: bytes or entries.", labels=["cache"])
+        """Of counters named CACHE_hits, CACHE_misses, CACHE_evictions, and CACHE_bytes or CACHE_entries."""
+        sizes = {
+            unit: GaugeMetricFamily(f"darkroom_cache_{unit}", meaning, labels=["cache"])
+            for unit, meaning in CACHE_SIZES.items()
+        }
         counts = {
             what: CounterMetricFamily(f"darkroom_cache_{what}", f"{what.capitalize()} of a cache.", labels=["cache"])
             for what in CACHE_COUNTS
         }
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {**counts, "size": size}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {**counts, **sizes}
         for name, value in self.status.counters.items():
             cache, _, what = name.rpartition("_")
             if what in families:
@@ -60,7 +64,7 @@ class EngineMetrics(Collector):
     def _work(self) -> Metric:
         family = CounterMetricFamily("darkroom_engine_work", "What the engines have done.", labels=["name"])
         for name, value in self.status.counters.items():
-            if name != "jobs" and name.rpartition("_")[2] not in (*CACHE_COUNTS, "size"):
+            if name != "jobs" and name.rpartition("_")[2] not in (*CACHE_COUNTS, *CACHE_SIZES):
                 family.add_metric([name], value)
         return family
 

@@ -113,8 +113,8 @@ def _slope(one: Scrape, other: Scrape, name: str, labels: Mapping[str, str]) -> 
 
 
 def spark(values: list[float], width: int) -> str:
-    """The newest values as a row of small bars, newest at the right; the highest is full."""
-    shown = values[-width:]
+    """The newest values as a row of small bars, newest at the right; the highest is full. Nothing for no width."""
+    shown = values[-width:] if width else []
     highest = max(shown, default=0.0)
     return "".join(_bars(shown, highest)).rjust(width)
 

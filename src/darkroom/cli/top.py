@@ -62,11 +62,11 @@ def watch(server: Server, console: Console, every: float) -> None:
 
     with (
         keyboard() as pressed,
-        Live(server.screen(console.width), console=console, screen=True, auto_refresh=False) as live,
+        Live(server.screen(*console.size), console=console, screen=True, auto_refresh=False) as live,
     ):
         while pressed(every) not in QUIT:
             server.look()
-            live.update(server.screen(console.width), refresh=True)
+            live.update(server.screen(*console.size), refresh=True)
 
 
 class Server:
@@ -98,13 +98,14 @@ class Server:
         except (ValueError, KeyError, TypeError):
             self.trouble = "what answers is no Darkroom"
 
-    def screen(self, width: int) -> RenderableType:
-        from darkroom.cli.top_view import screen, seconds
+    def screen(self, width: int, height: int | None = None) -> RenderableType:
+        """height: of a terminal that shows no more; None where lines do not matter."""
+        from darkroom.cli.top_view import TALL, screen, seconds
 
         started = self.history.now.total("process_start_time_seconds")
         up = f"up {seconds(time.time() - started)}" if started else ""
         facts = {**self._facts, "url": self.url, "up": up}
-        return screen(self.history, facts, trouble=self.trouble, width=width)
+        return screen(self.history, facts, trouble=self.trouble, width=width, height=height or TALL)
 
 
 @contextlib.contextmanager

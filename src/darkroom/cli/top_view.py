@@ -21,25 +21,30 @@ STAGES = {  # and the colour of each one's bar
     "encode": "white",
 }
 WIDE = 100  # columns from which two panels stand side by side
+TALL = 44  # lines that panels below each other may take; a lower terminal has them side by side where that is possible
+LEAST_BESIDE = 76  # columns for that
 FRAME = 4  # columns of a panel that are not its contents
 GAUGE = 48  # columns of a gauge without its course
+NARROW = 52  # columns of contents below which panels leave out courses, small bars and what is said elsewhere
 COURSE = (4, 32)  # columns of a course, least and most
 BAR = 26  # columns of a stage without its bar
 SMALL_BAR = 8
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 DIM, GOOD, WARN, BAD = "dim", "green", "yellow", "bold red"
-LITTLE = 1 << 20  # a cache that holds less counts entries, not bytes
 ROUTES = 6
 Row = Sequence[RenderableType]
 
 
-def screen(history: History, facts: dict[str, str], *, trouble: str = "", width: int = 100) -> RenderableType:
-    """Everything. facts: of the head, in order. trouble: why the numbers are old. width: columns of the terminal."""
-    inside = (width if width < WIDE else width // 2) - FRAME
-    course = min(max(inside - GAUGE, COURSE[0]), COURSE[1])
+def screen(
+    history: History, facts: dict[str, str], *, trouble: str = "", width: int = 100, height: int = TALL
+) -> RenderableType:
+    """Everything. facts: of the head, in order. trouble: why the numbers are old. width, height: of the terminal."""
+    beside = width >= WIDE or (height < TALL and width >= LEAST_BESIDE)
+    inside = (width // 2 if beside else width) - FRAME
+    course = 0 if inside < NARROW else min(max(inside - GAUGE, COURSE[0]), COURSE[1])
     left = (work(history, course), engine(history, course), stages(history, inside - BAR))
-    right = (caches(history), deliveries(history), requests(history, course))
-    if width < WIDE:
+    right = (caches(history, course), deliveries(history, course), requests(history, course))
+    if not beside:
         return Group(head(history, facts, trouble), *left, *right)
     body = Table.grid(expand=True)
     body.add_column(ratio=1)
@@ -60,7 +65,7 @@ def head(history: History, facts: dict[str, str], trouble: str) -> Text:
 
 
 def work(history: History, course: int) -> Panel:
-    """course: columns of the small bars that show how a number went."""
+    """course: columns of the small bars that show how a number went; 0 where there is no room for them."""
     now, results = history.now, "darkroom_results_total"
     made = now.total(results, outcome="made")
     failed = now.total(results) - made
@@ -72,7 +77,9 @@ def work(history: History, course: int) -> Panel:
             "pictures",
             per_second(history.rate(results, outcome="made")),
             spark(history.rates(results, outcome="made"), course),
-            Text.assemble(f"{made:,.0f} made", (f", {failed:,.0f} failed", WARN if failed else DIM)),
+            Text.assemble(
+                f"{made:,.0f} made", (f", {failed:,.0f} failed" if failed or course else "", WARN if failed else DIM)
+            ),
         ),
         ("queue", f"{queued:,.0f}", spark(history.levels("darkroom_tasks", status="queued"), course), oldest),
         (
@@ -81,8 +88,8 @@ def work(history: History, course: int) -> Panel:
             spark(history.levels("darkroom_tasks", status="processing"), course),
             "tasks",
         ),
-        ("wait", *spread(history, "darkroom_stage_seconds", stage="queue")),
-        ("task", *spread(history, "darkroom_task_seconds")),
+        ("wait", *spread(history, "darkroom_stage_seconds", course, stage="queue")),
+        ("task", *spread(history, "darkroom_task_seconds", course)),
     )
 
 
@@ -98,12 +105,12 @@ def engine(history: History, course: int) -> Panel:
             spark(history.rates(f"{rows}_sum"), course),
             f"{share(reused, reused + computed)} reused" if reused else "of single images",
         ),
-        ("step time", *spread(history, "darkroom_engine_step_seconds")),
+        ("step time", *spread(history, "darkroom_engine_step_seconds", course)),
         (
             "batch",
             "–" if batch is None else f"{batch:.1f}",
             spark(history.levels("darkroom_engine_rows"), course),
-            f"{now.total('darkroom_engine_rows'):.0f} images in flight",
+            f"{now.total('darkroom_engine_rows'):.0f} {'images ' if course else ''}in flight",
         ),
         (
             "memory",
@@ -138,26 +145,27 @@ def stages(history: History, width: int) -> Panel:
     return panel("Where a picture's time goes", columns(rows, "<>><"))
 
 
-def caches(history: History) -> Panel:
+def caches(history: History, course: int) -> Panel:
     rows: list[Row] = [titles("", "found", "", "asked", "holds")]
+    counted = history.now.labels("darkroom_cache_entries", "cache")
     for cache in history.now.labels("darkroom_cache_hits_total", "cache"):
         hits, misses = (history.now.total(f"darkroom_cache_{what}_total", cache=cache) for what in ("hits", "misses"))
-        held = history.now.total("darkroom_cache_size", cache=cache)
+        held, entries = (history.now.total(f"darkroom_cache_{unit}", cache=cache) for unit in ("bytes", "entries"))
         rows.append(
             (
                 cache.removesuffix("_cache").replace("_", " "),
                 share(hits, hits + misses),
-                Text(bar(hits, hits + misses, SMALL_BAR), style=GOOD),
+                Text(bar(hits, hits + misses, SMALL_BAR if course else 0), style=GOOD),
                 f"{hits + misses:,.0f}",
-                size(held) if held >= LITTLE else f"{held:,.0f}",
+                f"{entries:,.0f}" if cache in counted else size(held),
             )
         )
     return panel("Caches", columns(rows, "<><>>"))
 
 
-def deliveries(history: History) -> Panel:
+def deliveries(history: History, course: int) -> Panel:
     outcomes = {"delivered": GOOD, "retried": WARN, "failed": BAD}
-    rows: list[Row] = [titles("", "owed", "", "sent", "retried", "failed", "p95")]
+    rows: list[Row] = [titles("", "owed", "sent", "retried", "failed", *(["p95"] if course else []))]
     for kind in history.now.labels("darkroom_deliveries_pending", "kind"):
         p95 = history.quantile("darkroom_delivery_seconds", 0.95, kind=kind)
         counts = {
@@ -168,12 +176,11 @@ def deliveries(history: History) -> Panel:
             (
                 f"{kind}s",
                 f"{history.now.total('darkroom_deliveries_pending', kind=kind):,.0f}",
-                "",
                 *(Text(f"{count:,.0f}", style=outcomes[name] if count else DIM) for name, count in counts.items()),
-                seconds(p95) if p95 is not None else "–",
+                *([seconds(p95) if p95 is not None else "–"] if course else []),
             )
         )
-    return panel("Webhooks and uploads", columns(rows, "<><>>>>"))
+    return panel("Webhooks and uploads", columns(rows, "<>>>>>"[: 6 if course else 5], least=8 if course else 4))
 
 
 def requests(history: History, course: int) -> Panel:
@@ -217,15 +224,18 @@ def panel(title: str, table: Table) -> Panel:
     return Panel(table, title=title, title_align="left", box=box.ROUNDED, border_style=DIM, padding=(0, 1))
 
 
-def columns(rows: Iterable[Row], alignment: str) -> Table:
-    """A column for each sign of alignment (< left, > right); the first is a name, the second what matters."""
+def columns(rows: Iterable[Row], alignment: str, least: int = 8) -> Table:
+    """A column for each sign of alignment (< left, > right); the first is a name, the second what matters.
+
+    least: columns of the second.
+    """
     table = Table.grid(padding=(0, 1))
     for place, sign in enumerate(alignment):
         table.add_column(
             justify="right" if sign == ">" else "left",
             no_wrap=True,
             overflow="ellipsis",
-            min_width=(10, 8)[place] if place < 2 else None,
+            min_width=(10, least)[place] if place < 2 else None,
             style=(DIM, "bold", "cyan")[place] if place < 3 else "",
         )
     for row in rows:
@@ -237,12 +247,12 @@ def titles(*names: str) -> Row:
     return [Text(name, style="dim italic") for name in names]
 
 
-def spread(history: History, name: str, **labels: str) -> tuple[str, str, str]:
+def spread(history: History, name: str, course: int, **labels: str) -> tuple[str, str, str]:
     """Median, nothing, 95th percentile of a histogram in the last minute."""
     middle, high = (history.quantile(name, part, **labels) for part in (0.5, 0.95))
     if middle is None or high is None:
         return "–", "", "none lately"
-    return seconds(middle), "", f"median, p95 {seconds(high)}"
+    return seconds(middle), "", f"{'median, ' if course else ''}p95 {seconds(high)}"
 
 
 def bar(value: float, whole: float, width: int) -> str:

@@ -147,11 +147,15 @@ class BatchLayer:
 
 
 class BatchKV(Flux2KVCache):  # type: ignore[misc]  # diffusers is not typed
-    """What the network takes as its cache, for samples whose references may differ but have equally many tokens."""
+    """What the network takes as its cache, for samples whose references may differ but have equally many tokens.
+
+    apart: they do differ, so the samples' keys and values do not lie in the same memory.
+    """
 
     def __init__(self, samples: Sequence[ReferenceKV]) -> None:
         super().__init__(0, 0)
         first = samples[0]
         self.num_ref_tokens = first.tokens
+        self.apart = any(sample is not first for sample in samples)
         self.double_block_caches = [BatchLayer([s.double[i] for s in samples]) for i in range(len(first.double))]
         self.single_block_caches = [BatchLayer([s.single[i] for s in samples]) for i in range(len(first.single))]

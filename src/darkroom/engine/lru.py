@@ -50,13 +50,13 @@ class Lru(Generic[Key, Kept]):
         """Uses that were not released yet, of all entries."""
         return sum(entry.users for entry in self._entries.values())
 
-    def counters(self, name: str) -> dict[str, float]:
-        """For an engine's status: name_hits, name_misses, name_evictions, name_size."""
+    def counters(self, name: str, unit: str = "bytes") -> dict[str, float]:
+        """For an engine's status: name_hits, name_misses, name_evictions, name_bytes. unit: of the sizes."""
         return {
             f"{name}_hits": float(self.hits),
             f"{name}_misses": float(self.misses),
             f"{name}_evictions": float(self.evictions),
-            f"{name}_size": float(self.size),
+            f"{name}_{unit}": float(self.size),
         }
 
     def get(self, key: Key) -> Kept | None:

@@ -88,7 +88,7 @@ class Stock:
     def counters(self) -> dict[str, float]:
         return {
             "loads": float(self.shelf.loads),
-            **self.prompts.kept.counters("text_cache"),
+            **self.prompts.kept.counters("text_cache", "entries"),
             **self.references.kept.counters("reference_cache"),
             **self.bank.counters(),
             **self.adapters.kept.counters("adapters"),

@@ -49,6 +49,7 @@ class PassShape(NamedTuple):
     """Of a forward pass, in tokens of one sample.
 
     beside: of references that are read in every step. kept: of references whose keys and values are known.
+    apart: not the same ones for all samples.
     """
 
     samples: int
@@ -56,13 +57,14 @@ class PassShape(NamedTuple):
     picture: int
     beside: int = 0
     kept: int = 0
+    apart: bool = False
 
     @classmethod
     def of(cls, inputs: ModelInputs) -> PassShape:
         samples, tokens, _ = inputs.latents.shape
-        kept = inputs.references.num_ref_tokens if inputs.references is not None else 0
-        picture = inputs.picture_tokens
-        return cls(samples, inputs.text.shape[1], picture, beside=tokens - picture, kept=kept)
+        picture, references = inputs.picture_tokens, inputs.references
+        kept, apart = (references.num_ref_tokens, references.apart) if references is not None else (0, False)
+        return cls(samples, inputs.text.shape[1], picture, beside=tokens - picture, kept=kept, apart=apart)
 
     @property
     def tokens(self) -> int:
@@ -86,6 +88,7 @@ class Variant(NamedTuple):
     network: PartKey
     several: bool
     references: bool
+    apart: bool
     attention: str
 
 
@@ -175,6 +178,13 @@ class Tuning:
             self._wish(models, key, shape)
         with self._running(variant in self._compiled):
             return work(inputs)
+
+    def way(self, models: CardModels, transformer: Any, shape: PassShape) -> str:
+        """How passes of a shape run now, in words: by which attention, compiled or not, as a graph or not."""
+        variant = self._choose(models.transformer, transformer, shape)
+        recorded = self._recorded.get((models.transformer, shape)) is not None
+        words = [variant.attention, "compiled" if variant in self._compiled else "", "graph" if recorded else ""]
+        return ", ".join(filter(None, words))
 
     @contextmanager
     def decoding(self, models: CardModels, height: int, width: int) -> Iterator[None]:
@@ -270,7 +280,7 @@ class Tuning:
         backend = self._chooser.backend(shape.attention(transformer.config))
         if len(self._chooser.candidates) > 1:
             set_backend(transformer, backend)
-        return Variant(key, shape.samples > 1, shape.kept > 0, backend.value)
+        return Variant(key, shape.samples > 1, shape.kept > 0, shape.apart, backend.value)
 
     def _rehearsed(self, key: PartKey, transformer: Any, shape: PassShape, variant: Variant) -> bool:
         attention = self._chooser.knows(shape.attention(transformer.config))
@@ -315,10 +325,12 @@ def random_inputs(transformer: Any, shape: PassShape) -> ModelInputs:
         size = (1, shape.kept, config.num_attention_heads, config.attention_head_dim)
         return tuple(Exact(random(*size), random(*size)) for _ in range(count))
 
+    def kept() -> ReferenceKV:
+        return ReferenceKV(layers(config.num_layers), layers(config.num_single_layers), shape.kept)
+
     references = None
     if shape.kept:
-        kept = ReferenceKV(layers(config.num_layers), layers(config.num_single_layers), shape.kept)
-        references = BatchKV([kept] * shape.samples)
+        references = BatchKV([kept() for _ in range(shape.samples)] if shape.apart else [kept()] * shape.samples)
     image = shape.picture + shape.beside
     positions = [torch.zeros(tokens, 4, device=device) for tokens in (image, shape.text)]
     return ModelInputs(
