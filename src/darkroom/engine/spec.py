@@ -5,15 +5,19 @@ Importing this loads no torch; build_engine does, in the process that calls it.
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from darkroom.engine.fake import FakeEngine
 from darkroom.types import EngineEvent, EngineStatus, Job, Value
 
 if TYPE_CHECKING:  # a child process gets a spec and has no use for settings
     from darkroom.config import Settings
+
+
+SPIN_COUNT: Final = "10000"
 
 
 class Make(StrEnum):
@@ -96,10 +100,21 @@ class SteppedEngine(Protocol):
     def use_idle_time(self) -> bool: ...
 
 
+def _spin_shortly() -> None:
+    """Has OpenMP's threads wait for each other asleep, after a short spin, unless the environment says how they wait.
+
+    The runtime's own spin is thirty times as long: on a machine whose cores others keep busy, the thread that is waited
+    for then has no core to run on, and a pass takes many times as long (benchmarks/LOG.md). Read when torch is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
 def build_engine(spec: EngineSpec) -> SteppedEngine:
     """The engine of a spec. Raises what loading it raises; the model's takes seconds."""
     if spec.make is Make.FAKE:
         return FakeEngine(step_ms=spec.step_ms, max_rows=spec.max_rows)
+    _spin_shortly()
     from darkroom.catalog.catalog import load_catalog
     from darkroom.catalog.installed import Installed
     from darkroom.engine.engine import Engine
