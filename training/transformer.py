@@ -136,10 +136,27 @@ REFINE = {  # for four-step kinds: with PRACTICE's share of edits they lost some
     "edit256x2": 0.03,
     "edit256x3": 0.03,
     "edit256x4": 0.015,
-    "night256": 0.6,
+    "night256": 0.5,
     "night_choose256": 0.22,
     "night_place256": 0.14,
     "night_meet256x2": 0.08,
+    # A batch of edits of 512 px is one edit, of 128 px fifteen: shares are of batches, so the large ones need more.
+    "change_small128": 0.4,
+    "change192x256": 0.1,
+    "change256x192": 0.1,
+    "change256x128": 0.08,
+    "change128x256": 0.08,
+    "change320": 0.15,
+    "change384": 0.25,
+    "change_half384": 0.15,
+    "change_half512": 0.35,
+    "change512": 0.55,
+    "all256x128": 0.06,
+    "all128x256": 0.06,
+    "all384x192": 0.06,
+    "all192x384": 0.06,
+    "all320": 0.08,
+    "all512": 0.15,
 }
 EDITS = {"edit128": 0.6, "edit128x2": 0.12, "all128": 0.28}
 STAGES = {

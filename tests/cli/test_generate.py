@@ -237,7 +237,7 @@ def test_a_prompt_that_is_too_long_is_said_once(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert [line for line in ended.stderr.splitlines() if "rompt" in line] == [
+    assert [line for line in ended.stderr.splitlines() if line.startswith("The prompt")] == [
         line for line in ended.stderr.splitlines() if "only its beginning fits" in line
     ]
     assert ended.stderr.count("only its beginning fits") == 1
