@@ -214,7 +214,7 @@ def evaluate(name: str, sampler: Sampler, count: int, edit_count: int, backgroun
     if name == "base":
         report["negative"] = negatives(sampler, setting, count=max(8, count // 4))
     if name == "flex":
-        report["guidance"] = {
+        report["at_guidance"] = {
             str(g): captions(sampler, Setting(setting.steps, g), TWO, count)["right"] for g in (1.0, 2.0, 3.0, 5.0)
         }
     return report

@@ -10,7 +10,7 @@ import pytest
 from training.captions import THREE, TWO
 from training.draw import Pixels, render
 from training.edits import OF_SEVERAL, Change
-from training.evaluate import Setting, captions, edits, held_out, held_out_edit, size
+from training.evaluate import Setting, captions, edits, evaluate, held_out, held_out_edit, size, table
 
 
 def test_a_size_is_two_multiples_of_a_token() -> None:
@@ -75,3 +75,16 @@ def test_uneven_outlines_are_seen_where_pictures_are_right() -> None:
     even, ragged = (captions(Drawer(aside), Setting(4, 1.0), THREE, 24) for aside in (0, 6))  # type: ignore[arg-type]
     assert even["right"] == 100 and even["outline"] > 98
     assert ragged["right"] > 50 and ragged["outline"] < even["outline"] - 4
+
+
+class Blank:
+    """Draws nothing."""
+
+    def draw(self, texts: list[str], width: int, height: int, *_: float, seed: int) -> list[Pixels]:
+        return [np.zeros((height, width, 3), dtype=np.uint8) for _ in texts]
+
+
+def test_the_table_has_the_guidance_that_flex_was_counted_with() -> None:
+    report = evaluate("flex", Blank(), 1, 0)  # type: ignore[arg-type]
+    assert set(report["at_guidance"]) == {"1.0", "2.0", "3.0", "5.0"}  # type: ignore[call-overload]
+    assert "| flex | 12 | 2.5 | 0.0 | 0.0 | 0.0 | - | - |" in table([report])
