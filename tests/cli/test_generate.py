@@ -109,7 +109,26 @@ def test_ctrl_c_says_so_and_tells_what_is_done(place: Path) -> None:
     assert process.returncode == 130
     assert error.splitlines()[-1] == "darkroom: interrupted"
     assert "Traceback" not in error
-    assert [line.split()[0] for line in out.splitlines()] == sorted(path.name for path in place.glob("out-*.png"))
+    numbers = [int(re.sub(r"\D", "", line.split()[0])) for line in out.splitlines()]
+    assert numbers == sorted(numbers)
+    assert {f"out-{number}.png" for number in numbers} == {path.name for path in place.glob("out-*.png")}
+
+
+def test_ctrl_c_while_a_file_is_written(command: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_bytes
+
+    def interrupted(path: Path, data: bytes) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    result = command("generate", "x", "--steps", "1", "-n", "2")
+    assert (result.status, result.error.splitlines()[-1]) == (130, "darkroom: interrupted")
+    assert [line.split()[0] for line in result.out.splitlines()] == ["out-1.png"]
+    assert [path.name for path in place.glob("out-*.png")] == ["out-1.png"]
+    with Image.open(place / "out-1.png") as picture:
+        assert picture.size == (256, 256)
+        picture.load()
 
 
 def test_without_a_seed_pictures_differ(command: Command) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -88,7 +89,8 @@ class Run:
         match event:
             case Picture():
                 try:
-                    self._write(event)
+                    with uninterrupted():
+                        self._write(event)
                 except StorageError as error:  # the other pictures may have room
                     self.faults.append(error.message)
             case Preview():
@@ -126,6 +128,23 @@ def numbered(output: Path, count: int) -> list[Path]:
     if count == 1:
         return [output]
     return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, count + 1)]
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: a picture is whole in its file and told of, or it is not there."""
+    pressed: list[int] = []
+
+    def remember(number: int, _frame: Any) -> None:
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def save(path: Path, data: bytes) -> None:
