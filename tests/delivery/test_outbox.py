@@ -318,6 +318,7 @@ async def test_a_picture_that_is_gone_cannot_be_uploaded(bench: Bench, web: Web)
     [
         ({"policy": "of another version"}, "There is no retry policy 'of another version' in this version of Darkroom"),
         ({"signing": "of another version"}, "There is no signature 'of another version' in this version of Darkroom"),
+        ({"kind": "pigeon"}, "There is no kind of delivery 'pigeon' in this version of Darkroom"),
     ],
 )
 async def test_what_this_version_cannot_deliver_is_given_up_with_the_reason(

@@ -8,11 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from msgspec.structs import replace
 
 from darkroom.errors import Conflict, LeaseLost, NotFound, Overloaded
 from darkroom.tasks.lifecycle import MAX_ATTEMPTS, Status
 from darkroom.tasks.store import Backlog, LastResult, ResultStored, TaskChanged
+from darkroom.tasks.tables import deliveries, tasks
 from darkroom.tasks.task import Attempt, Claim, Fault, Owed, OwedKind, Task
 from darkroom.types import Preview, Progress, Record, Stage
 from tests.tasks.stores import Clock, Stores, new_task, request, result, stored_file, upload, webhook
@@ -712,6 +714,51 @@ async def test_what_is_owed_wakes_the_outbox(store: Any) -> None:
     await asyncio.sleep(0)
     await owing(store, webhook())
     assert await waiting is True
+
+
+# What another version wrote
+
+
+async def overwrite(store: Any, table: sa.Table, **values: str) -> None:
+    await store.database.write(lambda connection: connection.execute(sa.update(table).values(**values)))
+
+
+async def test_a_kind_of_delivery_that_only_another_version_knows_is_handed_out_by_its_name(
+    sql_stores: Stores, clock: Clock
+) -> None:
+    store = await sql_stores.open()
+    task_id = await owing(store, webhook())
+    await overwrite(store, deliveries, kind="pigeon")
+    await owing(store, webhook())
+    assert (await store.backlog()).owed == {OwedKind.WEBHOOK: 1, OwedKind.UPLOAD: 0}
+    assert [one.owed.kind for one in await store.due(clock(), 10, LEASE)] == ["pigeon", OwedKind.WEBHOOK]
+    assert [one.owed.kind for one in await store.deliveries(task_id)] == ["pigeon"]
+
+
+async def test_a_status_that_only_another_version_knows_is_told_and_left_alone(
+    sql_stores: Stores, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = await sql_stores.open()
+    task = await store.submit(new_task())
+    held = await claimed(store)
+    foreign = f"paused {sql_stores.kind}"  # each is said once, so each store has its own
+    await overwrite(store, tasks, status=foreign)
+    other = await store.submit(new_task())
+    seen = await store.get(task.id)
+    assert seen.status is Status.FAILED
+    assert seen.fault is not None and repr(foreign) in seen.fault.message
+    assert await store.recent("alice") == [other, seen]
+    assert sum((await store.counts()).values()) == 1
+    assert (await store.cancel(task.id)) == (seen, False)
+    with pytest.raises(LeaseLost):  # whoever worked on it lets go
+        await store.renew(held, LEASE)
+    clock.advance(LEASE + 1)
+    assert (await claimed(store)).task.id == other.id
+    clock.advance(1_000_000)
+    assert await store.expire(clock(), 10) == 0
+    status = sa.select(tasks.c.status).where(tasks.c.id == task.id)
+    assert await store.database.read(lambda connection: connection.scalar(status)) == foreign
+    assert capsys.readouterr().out.count(foreign) == 1
 
 
 # Keeping house

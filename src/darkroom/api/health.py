@@ -21,7 +21,7 @@ from darkroom.api.engine_metrics import EngineMetrics
 from darkroom.api.services import Services
 from darkroom.errors import StorageError
 from darkroom.tasks.lifecycle import Status
-from darkroom.tasks.task import OwedKind, Result, Task
+from darkroom.tasks.task import Result, Task
 from darkroom.types import EngineStatus
 from darkroom.version import VERSION
 
@@ -97,10 +97,10 @@ class Metrics:
         if task.finished_at is not None:
             self.task_seconds.labels(task.request.card).observe((task.finished_at - task.created_at).total_seconds())
 
-    def delivery(self, kind: OwedKind, state: str, milliseconds: float) -> None:
+    def delivery(self, kind: str, state: str, milliseconds: float) -> None:
         """One try of a call. state: what the delivery is after it."""
-        self.deliveries.labels(kind.value, "retried" if state == "pending" else state).inc()
-        self.delivery_seconds.labels(kind.value).observe(milliseconds / 1000)
+        self.deliveries.labels(str(kind), "retried" if state == "pending" else state).inc()
+        self.delivery_seconds.labels(str(kind)).observe(milliseconds / 1000)
 
     async def text(self, services: Services) -> bytes:
         """The Prometheus exposition, with what the store and the engine say at this moment."""

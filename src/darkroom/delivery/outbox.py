@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import structlog
 
 from darkroom.config import Settings
-from darkroom.delivery.policies import LONGEST_TRY_SECONDS, RetryPolicy, is_delivered, policies
+from darkroom.delivery.policies import LONGEST_TRY_SECONDS, RetryPolicy, foreign, is_delivered, policies
 from darkroom.delivery.signatures import runflow_headers, standard_headers, standard_keys
 from darkroom.errors import NotFound, StorageError
 from darkroom.media.fetch import Fetcher, Reply
@@ -28,7 +28,6 @@ POLL_SECONDS: Final = 0.25  # how late a retry, or a row of another server, may 
 LEASE_SECONDS: Final = LONGEST_TRY_SECONDS + 30
 RESPONSE_CHARACTERS: Final = 2048  # of an answer that are kept
 REST_SECONDS: Final = 2.0  # when the database does not answer
-SIGNATURES: Final = ("standard", "runflow", "")  # those _signature can make
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +43,7 @@ class CallbackSecrets(Protocol):
 class Meter(Protocol):
     """Takes the measurements of deliveries."""
 
-    def delivery(self, kind: OwedKind, state: str, milliseconds: float) -> None:
+    def delivery(self, kind: str, state: str, milliseconds: float) -> None:
         """One try was made; state is what the delivery is now: pending, delivered or failed."""
 
 
@@ -118,8 +117,8 @@ class Outbox:
 
     async def _deliver(self, delivery: Delivery) -> None:
         began = self._clock()
-        if (foreign := self._foreign(delivery.owed)) is not None:
-            await self._give_up(delivery, Attempt(at=began, status=None, error=foreign, milliseconds=0.0))
+        if (reason := foreign(delivery.owed)) is not None:
+            await self._give_up(delivery, Attempt(at=began, status=None, error=reason, milliseconds=0.0))
             return
         policy = self._policies[delivery.owed.policy]
         try:
@@ -129,22 +128,6 @@ class Outbox:
         except StorageError as error:
             reply = Reply(status=None, error=error.message)
         await self._record(delivery, policy, began, reply)
-
-    def _foreign(self, owed: Owed) -> str | None:
-        """Why this version cannot make a call that another one wrote down; None: it can.
-
-        Such a row is given up: tried again it would fail the same way for ever, and its task could not be forgotten.
-        """
-        for what, name, known in (
-            ("retry policy", owed.policy, self._policies),
-            ("signature", owed.signing, SIGNATURES),
-        ):
-            if name not in known:
-                return (
-                    f"There is no {what} {name!r} in this version of Darkroom, so this was never sent. "
-                    "Run the version that accepted the task, or send the task again."
-                )
-        return None
 
     async def _send(self, delivery: Delivery, policy: RetryPolicy, now: datetime) -> Reply:
         owed = delivery.owed

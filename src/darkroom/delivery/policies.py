@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from darkroom.media.fetch import Reply
+from darkroom.tasks.task import Owed, OwedKind
 from darkroom.types import Value
 
 LONGEST_RETRY_AFTER_SECONDS: Final = 60.0  # a receiver may ask for a pause, not for a day
+SIGNATURES: Final = ("standard", "runflow", "")  # those that outbox.py can make
 GONE: Final = 410  # the receiver says: never again
 
 
@@ -54,9 +56,28 @@ def policies(webhook_waits: Sequence[float]) -> dict[str, RetryPolicy]:
 
 
 DOUBLING: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-LONGEST_TRY_SECONDS: Final = max(policy.timeout_seconds for policy in policies(()).values())
+POLICIES: Final = policies(())
+LONGEST_TRY_SECONDS: Final = max(policy.timeout_seconds for policy in POLICIES.values())
 
 
 def is_delivered(reply: Reply) -> bool:
     """Only 2xx is."""
     return reply.status is not None and 200 <= reply.status < 300
+
+
+def foreign(owed: Owed) -> str | None:
+    """Why this version cannot make a call that another one wrote down; None: it can.
+
+    Such a row is given up: tried again it would fail the same way for ever, and its task could not be forgotten.
+    """
+    for what, name, known in (
+        ("kind of delivery", owed.kind, tuple(OwedKind)),
+        ("retry policy", owed.policy, POLICIES),
+        ("signature", owed.signing, SIGNATURES),
+    ):
+        if name not in known:
+            return (
+                f"There is no {what} {name!r} in this version of Darkroom, so this was never sent. "
+                "Run the version that accepted the task, or send the task again."
+            )
+    return None

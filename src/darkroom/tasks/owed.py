@@ -13,6 +13,7 @@ from darkroom.tasks.queue import PENDING
 from darkroom.tasks.tables import attempts, deliveries
 from darkroom.tasks.task import Attempt, Delivery, Owed, OwedKind
 
+KINDS: Final = {kind.value: kind for kind in OwedKind}
 WAS_TRIED: Final = deliveries.c.next_at > deliveries.c.created_at
 TURNS: Final = (WAS_TRIED, deliveries.c.next_at, deliveries.c.id)
 COUNT_PENDING: Final = (
@@ -73,8 +74,8 @@ def is_due(connection: sa.Connection, now: datetime) -> bool:
 
 
 def pending(connection: sa.Connection) -> dict[OwedKind, int]:
-    """How many calls are still to be made."""
-    found = {OwedKind(kind): count for kind, count in connection.execute(COUNT_PENDING)}
+    """How many calls are still to be made. Kinds that only another version knows are not counted."""
+    found: dict[str, int] = {row[0]: row[1] for row in connection.execute(COUNT_PENDING)}
     return {kind: found.get(kind, 0) for kind in OwedKind}
 
 
@@ -150,7 +151,7 @@ def _as_row(delivery: Delivery) -> dict[str, Any]:
 
 def _as_delivery(row: sa.Row[Any], tried: tuple[Attempt, ...]) -> Delivery:
     owed = Owed(
-        kind=OwedKind(row.kind),
+        kind=KINDS.get(row.kind, row.kind),
         url=row.url,
         policy=row.policy,
         body=row.body,

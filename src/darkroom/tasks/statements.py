@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 
 from darkroom.tasks import queue
 from darkroom.tasks.database import INSERT
@@ -22,6 +24,8 @@ from darkroom.tasks.tables import Moment, deliveries, results, tasks
 from darkroom.tasks.task import Claim, Fault, NewTask, Result, Task
 
 CLAIMED_ONCE: Final = 1  # the version of a task that was accepted and claimed: the first result makes it 2
+log = structlog.get_logger(__name__)
+STATUSES: Final[dict[str | None, Status]] = {status.value: status for status in Status}
 LIVE: Final = tuple(status for status, moves in MOVES.items() if moves)
 
 
@@ -103,8 +107,9 @@ def versions(connection: sa.Connection, task_ids: Iterable[str]) -> dict[str, in
     return {row.id: row.version for row in connection.execute(VERSIONS, {"task_ids": list(task_ids)})}
 
 
-def counts(connection: sa.Connection) -> dict[Status, int]:
-    return {Status(status): count for status, count in connection.execute(COUNTS)}
+def counts(connection: sa.Connection) -> dict[str, int]:
+    """How many tasks there are by status, those included that only another version knows."""
+    return {row[0]: row[1] for row in connection.execute(COUNTS)}
 
 
 # The queue
@@ -278,9 +283,9 @@ def renew(connection: sa.Connection, held: Claim, until: datetime) -> bool:
 
 
 def standing(connection: sa.Connection, held: Claim) -> Status | None:
-    """The status of the task as its last claimant may know it; None when somebody else claimed it or it is gone."""
-    found = connection.scalar(STANDING, _held(held))
-    return None if found is None else Status(found)
+    """The status of the task as its last claimant may know it; None when somebody else claimed it or it is gone, or is
+    in a state that only another version knows."""
+    return STATUSES.get(connection.scalar(STANDING, _held(held)))
 
 
 def touch(connection: sa.Connection, held: Claim) -> bool:
@@ -387,12 +392,17 @@ def _results(connection: sa.Connection, task_ids: Sequence[str]) -> dict[str, tu
 
 
 def _as_task(row: sa.Row[Any], found: tuple[Result, ...]) -> Task:
+    """A status that only another version knows reads as failed, with the reason; the row itself is left alone."""
+    status, fault = STATUSES.get(row.status), row.fault
+    if status is None:
+        _warn_of(row.status)
+        status, fault = Status.FAILED, _unknown(row.status)
     return Task(
         id=row.id,
         owner=row.owner,
         dialect=row.dialect,
         external_id=row.external_id,
-        status=Status(row.status),
+        status=status,
         request=row.request,
         wire=row.wire,
         options=row.options,
@@ -401,8 +411,22 @@ def _as_task(row: sa.Row[Any], found: tuple[Result, ...]) -> Task:
         finished_at=row.finished_at,
         ttl_seconds=row.ttl_seconds,
         attempts=row.attempts,
-        fault=row.fault,
+        fault=fault,
         cost=row.cost,
         results=found,
         version=row.version,
     )
+
+
+def _unknown(status: str) -> Fault:
+    return Fault(
+        code="internal",
+        message=f"This task has the status {status!r}, which this version of Darkroom does not know. Run the version "
+        "that wrote it, or send the task again.",
+    )
+
+
+@cache
+def _warn_of(status: str) -> None:
+    """Once for each, not with every look."""
+    log.warning("tasks.unknown_status", status=status, reason="another version wrote it; its tasks are left alone")

@@ -95,12 +95,13 @@ class OwedKind(StrEnum):
 class Owed(Value, frozen=True, kw_only=True):
     """A call that must be made to somebody, written in the same transaction as what it tells of.
 
-    body: the bytes to POST, frozen here (an upload PUTs media_id's file instead). policy: name of the retry
-    policy in delivery/policies.py ("runware", "runflow", "upload"). signing: which signature the sender adds
-    ("standard", "runflow" or ""). result: index it tells of, None for the whole task.
+    kind: an OwedKind, or the name of one that only another version of Darkroom knows. body: the bytes to POST, frozen
+    here (an upload PUTs media_id's file instead). policy: name of the retry policy in delivery/policies.py ("runware",
+    "runflow", "upload"). signing: which signature the sender adds ("standard", "runflow" or ""). result: index it
+    tells of, None for the whole task.
     """
 
-    kind: OwedKind
+    kind: OwedKind | str
     url: str
     policy: str
     body: bytes = b""

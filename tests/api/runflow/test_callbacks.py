@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hmac
+from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from darkroom.api.runflow.render import delivery_record
 from darkroom.errors import StorageError
+from darkroom.media.fetch import inner_address
+from darkroom.tasks.task import Attempt, Delivery, Owed, OwedKind
 from tests.api.runflow.receiver import Call, Receiver, receiving
 from tests.api.runflow.serving import MODEL, Runs, make_keys, serving
 from tests.eventually import eventually
@@ -175,6 +180,35 @@ async def test_private_receivers_are_refused_unless_allowed(tmp_path: Path) -> N
             assert (record["attempt_count"], record["failure_reason_code"]) == (1, "address_refused")
             assert record["failure_detail"]
         assert receiver.calls == []
+
+
+@pytest.mark.parametrize(
+    ("errors", "owed", "code"),
+    [
+        (["no connection could be made."] * 3, {}, "network_error"),
+        ([inner_address().message], {}, "address_refused"),
+        (["no connection could be made.", "No answer within 10 s.", inner_address().message], {}, "address_refused"),
+        (["There is no signature"], {"signing": "of another version"}, "not_supported"),
+        (["There is no kind of delivery"], {"kind": "pigeon", "body": b"\xff coo"}, "not_supported"),
+    ],
+)
+def test_the_reason_of_a_delivery_that_was_given_up(errors: list[str], owed: dict[str, Any], code: str) -> None:
+    now = datetime.now(UTC)
+    attempts = tuple(Attempt(at=now, status=None, error=error, milliseconds=1.0) for error in errors)
+    about = {"kind": OwedKind.WEBHOOK, "url": "https://a.example/", "policy": "runflow", "body": b"{}", **owed}
+    record = delivery_record(
+        Delivery(
+            id=str(uuid4()),
+            task_id="t",
+            owed=Owed(**about),
+            state="failed",
+            created_at=now,
+            next_at=None,
+            attempts=attempts,
+        ),
+        {},
+    )
+    assert (record["failure_reason_code"], record["failure_detail"]) == (code, errors[-1])
 
 
 async def test_an_inner_receiver_is_refused_before_a_picture_is_made(tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ import msgspec
 from darkroom.api.files import image_url
 from darkroom.api.runflow.errors import failure
 from darkroom.api.runflow.options import named_id, options_of
+from darkroom.delivery.policies import foreign
+from darkroom.media.fetch import inner_address
 from darkroom.tasks.lifecycle import Status, is_final
-from darkroom.tasks.task import Attempt, Delivery, Result, Task
+from darkroom.tasks.task import Delivery, Result, Task
 from darkroom.types import ImageFormat, Stage
 
 STATUS_CODE = {
@@ -190,13 +192,13 @@ def delivery_record(delivery: Delivery, about: Mapping[str, str]) -> dict[str, A
     """One entry of the callback history. about: {"run_id": …} or {"batch_id": …}."""
     tried = delivery.attempts
     last = tried[-1] if tried else None
-    reason, detail = _given_up(tried) if delivery.state == "failed" and tried else (None, None)
+    reason, detail = _given_up(delivery) if delivery.state == "failed" and tried else (None, None)
     return {
         "id": delivery.id,
         **about,
         "callback_url": delivery.owed.url,
-        "payload_bytes": delivery.owed.body.decode(),
-        "payload": msgspec.json.decode(delivery.owed.body),
+        "payload_bytes": delivery.owed.body.decode(errors="replace"),
+        "payload": _payload(delivery.owed.body),
         "signing_secret_id": None,
         "is_automatic": delivery.automatic,
         "status_code": delivery.state,
@@ -224,15 +226,28 @@ def delivery_record(delivery: Delivery, about: Mapping[str, str]) -> dict[str, A
     }
 
 
-def _given_up(tried: Sequence[Attempt]) -> tuple[str, str]:
+def _payload(body: bytes) -> Any:
+    """What a body says; None for one that another version wrote in another form."""
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return None
+
+
+def _given_up(delivery: Delivery) -> tuple[str, str]:
     """failure_reason_code and failure_detail. What is not tried again, though nobody answered, was never sent: the
-    address is private, or none that can be called.
+    address is private, or none that can be called, unless it is a call that this version cannot make.
     """
-    last = tried[-1]
-    if last.status is None:
-        code = "network_error" if len(tried) >= MAX_ATTEMPTS else "address_refused"
-        return code, last.error or "There was no answer."
-    return "http_error", f"The receiver answered {last.status}."
+    tried, last = delivery.attempts, delivery.attempts[-1]
+    if last.status is not None:
+        return "http_error", f"The receiver answered {last.status}."
+    if foreign(delivery.owed):
+        code = "not_supported"
+    elif len(tried) < MAX_ATTEMPTS or last.error == inner_address().message:
+        code = "address_refused"
+    else:
+        code = "network_error"
+    return code, last.error or "There was no answer."
 
 
 def log_lines(task: Task, deliveries: Sequence[Delivery], reason: str | None = None) -> list[dict[str, Any]]:
