@@ -21,6 +21,7 @@ import pytest
 import websockets
 
 from darkroom.config import EngineKind, Settings
+from darkroom.engine import drivers
 from darkroom.errors import ConfigurationError
 from darkroom.media import fetch
 from darkroom.tasks.database import Database
@@ -171,9 +172,29 @@ async def test_an_engine_that_cannot_start_stops_the_server_and_says_why(
     with pytest.raises(ConfigurationError) as caught:
         await asyncio.wait_for(run(build(settings(tmp_path, engine=kind, device="cuda:99"))), 60)
     assert re.fullmatch(
-        r"The engine does not start: Device 'cuda:99' is not here: \d+ CUDA devices were found\.", caught.value.message
+        r"Device 'cuda:99' is not here: \d+ CUDA devices? (was|were) found\. Choose another with --device or "
+        r"DARKROOM_DEVICE; auto takes what there is\.",
+        caught.value.message,
     )
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", [EngineKind.CHILD, EngineKind.LOCAL])
+async def test_a_device_that_is_not_here_is_refused_before_the_server_listens(
+    tmp_path: Path, kind: EngineKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drivers, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(Server, "_run_engine", lambda server: asyncio.Event().wait())  # it takes seconds to find out
+    with pytest.raises(ConfigurationError, match="Device 'cuda:1' is not here: 1 CUDA device was found"):
+        await build(settings(tmp_path, engine=kind, device="cuda:0, cuda:1")).start()
+
+
+async def test_a_device_that_the_driver_is_not_certain_of_is_left_to_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drivers, "cuda_devices", lambda: None)
+    with pytest.raises(ConfigurationError, match=r"^The engine does not start: Device 'cuda:99' is not here"):
+        await asyncio.wait_for(run(build(settings(tmp_path, engine=EngineKind.CHILD, device="cuda:99"))), 60)
 
 
 def test_a_port_in_use_is_said_so() -> None:

@@ -26,6 +26,7 @@ from darkroom.catalog.card import Card
 from darkroom.catalog.catalog import Catalog, load_catalog
 from darkroom.catalog.installed import Installed
 from darkroom.config import EngineKind, Settings, unknown_names, url_of
+from darkroom.engine.drivers import check_device
 from darkroom.engine.spec import build_engine, engine_spec
 from darkroom.errors import ConfigurationError
 from darkroom.loading import loading
@@ -95,7 +96,9 @@ class Server:
     async def _start(self) -> None:
         self._parts.push_async_callback(self.pool.stop)
         self._watch("engine", self._run_engine())  # first: loading its libraries takes longer than all the rest
-        assemble = await asyncio.to_thread(import_the_rest)  # on a thread of its own, so that the engine does start
+        assemble, _ = await asyncio.gather(  # on threads of their own, so that the engine does start
+            asyncio.to_thread(import_the_rest), asyncio.to_thread(check_devices, self.settings)
+        )
         assembled = await assemble(self.settings, self.pool, self._parts)
         self.app, self.services, self.worker = assembled.app, assembled.services, assembled.worker
         for name, work in assembled.background.items():
@@ -135,8 +138,19 @@ def engine_pool(settings: Settings) -> EnginePool:
     if settings.engine is EngineKind.LOCAL:
         spec = engine_spec(settings, settings.device)
         return LocalPool(lambda: build_engine(spec))
-    devices = [device.strip() for device in settings.device.split(",")]
-    return ChildPool([engine_spec(settings, device) for device in devices])
+    return ChildPool([engine_spec(settings, device) for device in devices_of(settings)])
+
+
+def check_devices(settings: Settings) -> None:
+    """Raises ConfigurationError for a device that is surely not here: what is refused has not been said to listen.
+    A driver may take as long to answer as the web framework to load; blocking."""
+    if settings.engine is not EngineKind.FAKE:
+        for device in devices_of(settings):
+            check_device(device)
+
+
+def devices_of(settings: Settings) -> list[str]:
+    return [device.strip() for device in settings.device.split(",")]
 
 
 def installed_of(settings: Settings) -> Installed:

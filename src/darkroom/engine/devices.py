@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from darkroom.engine.drivers import no_cuda, no_mps
 from darkroom.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,9 @@ def pick_device(name: str) -> torch.device:
         raise ConfigurationError(f"There is no device '{name}': use {known}.", parameter="device")
     device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ConfigurationError(f"Device '{name}' is not here: {found} CUDA devices were found.", parameter="device")
+        raise no_cuda(name, torch.cuda.device_count())
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigurationError("Device 'mps' is not here: it needs a Mac with Apple silicon.", parameter="device")
+        raise no_mps()
     return device
 
 
