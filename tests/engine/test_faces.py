@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,8 +19,11 @@ SIDE, CELL = 64, 8
 CELLS = SIDE // CELL
 
 
-def red_detector(path: Path, layout: str) -> Path:
-    """A fixed-weight convolution that finds red: every 8 x 8 cell is a box, its score how red the cell is."""
+def red_detector(path: Path, layout: str = "v8", finds: str = "") -> Path:
+    """A fixed-weight convolution that finds red: every 8 x 8 cell is a box, its score how red the cell is.
+
+    finds: what it says that it finds, as ultralytics writes it.
+    """
     weight = np.zeros((1, 3, CELL, CELL), np.float32)
     weight[0, 0], weight[0, 1:] = 1 / CELL**2, -1 / CELL**2
     x, y = np.meshgrid(np.arange(CELLS) * CELL, np.arange(CELLS) * CELL)
@@ -38,12 +42,14 @@ def red_detector(path: Path, layout: str) -> Path:
     names = [f"part{i}" if isinstance(part, np.ndarray) else part for i, part in enumerate(rows)]
     nodes = [
         helper.make_node("Conv", ["images", "weight"], ["map"], strides=[CELL, CELL]),
-        helper.make_node("Reshape", ["map", "row"], ["score"]),
+        helper.make_node("Clip", ["map", "least", "most"], ["sure"]),
+        helper.make_node("Reshape", ["sure", "row"], ["score"]),
         helper.make_node("Concat", names, ["table"], axis=0),
         helper.make_node("Unsqueeze", ["table", "first"], ["wide"]),
         helper.make_node("Transpose", ["wide"], ["output0"], perm=[0, 2, 1] if transposed else [0, 1, 2]),
     ]
-    shapes = {"weight": weight, "row": np.array([1, -1]), "first": np.array([0]), **constants}
+    limits = {"least": np.float32(0), "most": np.float32(1)}
+    shapes = {"weight": weight, "row": np.array([1, -1]), "first": np.array([0]), **limits, **constants}
     graph = helper.make_graph(
         nodes,
         "red",
@@ -51,7 +57,23 @@ def red_detector(path: Path, layout: str) -> Path:
         [helper.make_tensor_value_info("output0", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in shapes.items()],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return saved(graph, path, finds)
+
+
+def answering(path: Path, shape: list[int], value: float = 0.5, inputs: int = 1, kind: int = TensorProto.FLOAT) -> Path:
+    """A model that takes pictures and always answers with a tensor of one value."""
+    answer = numpy_helper.from_array(np.full(shape, value, np.float32), "output0")
+    given = [helper.make_tensor_value_info(f"in{i}", kind, ["n", 3, "h", "w"]) for i in range(inputs)]
+    told = [helper.make_tensor_value_info("output0", TensorProto.FLOAT, shape)]
+    node = helper.make_node("Constant", [], ["output0"], value=answer)
+    return saved(helper.make_graph([node], "constant", given, told), path)
+
+
+def saved(graph: onnx.GraphProto, path: Path, finds: str = "") -> Path:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    if finds:
+        helper.set_model_props(model, {"names": finds})
+    onnx.save(model, path)
     return path
 
 
@@ -118,6 +140,45 @@ def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a model")
     with pytest.raises(WeightsError, match=r"broken\.onnx"):
         faces.load_detector(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["v8", "v8 with landmarks", "v5", "end to end"])
+def test_a_detector_is_recognised(tmp_path: Path, layout: str) -> None:
+    faces.check_detector(red_detector(tmp_path / "red.onnx", layout))
+
+
+@pytest.mark.parametrize(
+    "names", ["{0: 'face'}", "{0: 'Human Face', 1: 'hand'}", "['head']", "{0: '0'}", "{}", "nonsense", "7"]
+)
+def test_a_detector_that_may_find_faces_is_taken(tmp_path: Path, names: str) -> None:
+    faces.check_detector(red_detector(tmp_path / "red.onnx", finds=names))
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("{0: 'person', 1: 'bicycle', 2: 'car', 3: 'bus'}", "'person', 'bicycle', 'car' and 1 more, not faces"),
+        ("{0: 'hand', 1: 'face'}", "'hand' first, and only what a detector has first is used"),
+    ],
+)
+def test_a_detector_of_other_things_is_refused(tmp_path: Path, names: str, told: str) -> None:
+    with pytest.raises(WeightsError, match=rf"other\.onnx finds {told}.*DARKROOM_FACES"):
+        faces.check_detector(red_detector(tmp_path / "other.onnx", finds=names))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"shape": [1, 1000]}, r"answers with shape \(1, 1000\), which is no YOLO head"),
+        ({"shape": [1, 4420, 2]}, r"answers with shape \(1, 4420, 2\), which is no YOLO head"),
+        ({"shape": [1, 5, 100], "value": 9.0}, "scores are not between 0 and 1"),
+        ({"shape": [1, 5, 100], "inputs": 2}, "takes 2 inputs, not one picture"),
+        ({"shape": [1, 5, 100], "kind": TensorProto.FLOAT16}, r"takes tensor\(float16\), not pictures of 32-bit"),
+    ],
+)
+def test_a_model_that_is_no_detector_is_refused(tmp_path: Path, model: dict[str, Any], told: str) -> None:
+    with pytest.raises(WeightsError, match=rf"other\.onnx.*{told}"):
+        faces.check_detector(answering(tmp_path / "other.onnx", **model))
 
 
 def test_an_answer_that_is_no_head_is_refused() -> None:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from darkroom.errors import ConfigurationError, StorageError, WeightsError
@@ -36,11 +37,14 @@ FEATURES = {
 }
 
 
-def install_feature(feature: Feature, models: Path, source: Path) -> Path:
+def install_feature(
+    feature: Feature, models: Path, source: Path, *, check: Callable[[Path], None] = lambda path: None
+) -> Path:
     """Copy a feature's files from a folder, or its one file, into the models folder; returns where they are.
 
-    What was there before is replaced only when everything that is needed is there. Raises WeightsError naming what
-    is missing or empty, StorageError when the disk does not take it.
+    What was there before is replaced only when everything that is needed is there. check: raises for a file that is
+    not what it should be. Raises WeightsError naming what is missing or empty, StorageError when the disk does not take
+    it, and what check raises.
     """
     wanted: list[Path] = []
     for pattern in feature.files:
@@ -49,6 +53,7 @@ def install_feature(feature: Feature, models: Path, source: Path) -> Path:
             raise WeightsError(f"{source} holds no {pattern}, which {feature.name} needs.")
         if not found[0].stat().st_size:
             raise WeightsError(f"{found[0]} is empty: fetch or export it again.")
+        check(found[0])
         wanted.append(found[0])
     wanted += [source / name for name in feature.optional if (source / name).is_file()]
     target = models.expanduser() / feature.name

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from darkroom.cli.common import ModelsOption, note, settings
+from darkroom.errors import FeatureNotInstalled
 
 
 def pull(
@@ -68,12 +69,25 @@ def pull_part(name: str, source: Path | None, *, revision: str, token: str, mode
     if source is not None:
         if not source.exists():
             raise typer.BadParameter(f"--from: there is no file or folder {source}.")
-        folder = install_feature(feature, configured.models, source)
+        folder = install_feature(feature, configured.models, source, check=CHECKS.get(name, lambda path: None))
     else:
         if feature.repo:
             note(f"{feature.repo}: {feature.licence}")
         folder = pull_feature(feature, configured.models, revision=revision, token=configured.huggingface_token)
     typer.echo(f"{name} is installed in {folder}; a running server uses it after a restart.")
+
+
+def check_faces(file: Path) -> None:
+    """Raises WeightsError for what is no face detector, which would be found out by the first who asks for faces."""
+    from darkroom.engine.faces import check_detector
+
+    try:
+        check_detector(file)
+    except FeatureNotInstalled:
+        note("Whether it finds faces was not checked: what runs it is not installed (pip install 'darkroom[faces]').")
+
+
+CHECKS = {"faces": check_faces}
 
 
 def show_progress(done: int, total: int) -> None:

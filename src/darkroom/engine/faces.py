@@ -7,6 +7,8 @@ A detector is an ONNX file in one of the head layouts that YOLO exporters write;
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,9 @@ OVERLAP = 0.45  # boxes that share more of their union than this are one face
 LETTERBOX_GREY = 114  # what YOLO models are trained to see around a picture that is not square
 DEFAULT_SIDE = 640  # of a model whose input size is left open
 LATENT_MULTIPLE = 16
+FACE = re.compile("face|head", re.IGNORECASE)  # in the name of what a detector finds
+EXPORT = "Install a YOLO face detector, exported to ONNX in one of its usual layouts."
+OVERRULE = "Install a face detector; should it be one all the same, name the file in DARKROOM_FACES instead."
 
 Box = tuple[float, float, float, float]
 Floats = NDArray[np.float32]
@@ -76,17 +81,36 @@ class OnnxDetector:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own classes share no base
             raise WeightsError(f"{path.name} is not an ONNX model that can be loaded: {error}") from error
-        self.input = self.session.get_inputs()[0]
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1:
+            raise WeightsError(f"{path.name} takes {len(inputs)} inputs, not one picture.")
+        self.input = inputs[0]
         shape = self.input.shape
         if len(shape) != 4 or shape[1] not in (3, "3"):
             raise WeightsError(f"{path.name} takes {shape}, not a picture of shape (1, 3, height, width).")
+        if self.input.type != "tensor(float)":
+            raise WeightsError(f"{path.name} takes {self.input.type}, not pictures of 32-bit floats: export it so.")
         self.height, self.width = (side if isinstance(side, int) else DEFAULT_SIDE for side in shape[2:])
+
+    @property
+    def names(self) -> list[str]:
+        """What it says that it finds, first the one that counts; [] when it does not say. YOLO's exporters write it."""
+        try:
+            said = ast.literal_eval(self.session.get_modelmeta().custom_metadata_map.get("names", ""))
+        except (ValueError, SyntaxError):
+            return []
+        names = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
+        return [str(name) for name in names]
+
+    def look(self, canvas: Image.Image) -> tuple[Floats, Floats]:
+        """Boxes in its pixels and their scores. canvas: of its size. Raises WeightsError for no head's answer."""
+        pixels = np.asarray(canvas, np.float32).transpose(2, 0, 1)[None] / 255
+        (output, *_) = self.session.run(None, {self.input.name: np.ascontiguousarray(pixels)})
+        return read_head(np.asarray(output, np.float32))
 
     def find(self, image: Image.Image, confidence: float) -> list[Face]:
         canvas, scale, left, top = letterbox(image, self.width, self.height)
-        pixels = np.asarray(canvas, np.float32).transpose(2, 0, 1)[None] / 255
-        (output, *_) = self.session.run(None, {self.input.name: np.ascontiguousarray(pixels)})
-        boxes, scores = read_head(np.asarray(output, np.float32))
+        boxes, scores = self.look(canvas)
         boxes = (boxes - np.array([left, top, left, top], np.float32)) / scale
         limits = np.array([image.width, image.height] * 2, np.float32)
         boxes = np.clip(boxes, 0, limits)
@@ -208,6 +232,32 @@ def to_image(pixels: Pixels) -> Image.Image:
 
 def to_pixels(image: Image.Image) -> Pixels:
     return Pixels(width=image.width, height=image.height, data=image.tobytes())
+
+
+def check_detector(path: Path) -> None:
+    """Whether a file can be the face detector, tried on a grey picture.
+
+    Raises WeightsError for what is none or says that it finds other things, FeatureNotInstalled without onnxruntime.
+    """
+    detector = OnnxDetector(path)
+    first, *others = detector.names or [""]
+    if any(map(str.isalpha, first)) and not FACE.search(first):
+        raise WeightsError(f"{path.name} finds {_other_things(first, others)}. {OVERRULE}")
+    try:
+        _, scores = detector.look(Image.new("RGB", (detector.width, detector.height), (LETTERBOX_GREY,) * 3))
+    except WeightsError as error:
+        raise WeightsError(f"{path.name}: {error.message} {EXPORT}") from None
+    except Exception as error:  # onnxruntime's own classes share no base
+        raise WeightsError(f"{path.name} cannot look at a picture: {str(error).partition(chr(10))[0]}") from error
+    if not all(0 <= score <= 1 for score in scores):
+        raise WeightsError(f"{path.name}: its scores are not between 0 and 1. {EXPORT}")
+
+
+def _other_things(first: str, others: list[str]) -> str:
+    if any(map(FACE.search, others)):
+        return f"{first!r} first, and only what a detector has first is used"
+    more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+    return f"{', '.join(map(repr, [first, *others[:2]]))}{more}, not faces"
 
 
 def load_detector(folder: Path) -> Detector:
