@@ -204,6 +204,23 @@ def test_what_is_there_to_be_copied_is_never_broken(
         assert max(map(len, re.sub(r"\x1b\[\d*m", "", out).splitlines())) <= columns
 
 
+@pytest.mark.parametrize("columns", [36, 50, 60, 69, 70, 120])
+def test_facts_break_no_word_and_what_fits_in_a_line_is_on_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    long = "a lighthouse on a cliff at night, seen from the sea, in heavy rain"
+    print_table("Task", ("", ""), [("id of the client (runware)", LONG_ID), ("status", "failed"), ("prompt", long)])
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()]
+    (line,) = [line for line in lines if LONG_ID in line]  # no line of a terminal ends within it
+    assert len(line) <= columns
+    (status,) = [line.split() for line in lines if "failed" in line]
+    assert status == ["status", "failed"]
+    assert "Task" in lines[0]
+    assert "lighthouse" in " ".join(lines)
+
+
 def test_a_pipe_cuts_and_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     url = f"https://example.org/{'a' * 500}"
     print_table("", ("kind", "url"), [["webhook", url]])

@@ -98,7 +98,11 @@ def test_in_a_terminal_it_goes_on_until_q(server: LiveServer) -> None:
     try:
         shown = read_until(parent, lambda text: text.count("● ready") >= 3)
         assert "Where a picture's time goes" in shown
-        os.write(parent, b"q")
+        for no_quit in (b"\x1b[A", b"\x1b[15~", b"\x1bOP", b"\x1b", b"[D", b"\x1bq", "ü".encode(), b"x"):
+            os.write(parent, no_quit)  # arrows, F5, F1, Left in two pieces, Alt-q
+            text = read_until(parent, lambda text: text.count("● ready") >= 2)
+            assert text.count("● ready") >= 2, no_quit
+        os.write(parent, b"xq")
         read_until(parent, lambda text: "\x1b[?1049l" in text)
         assert process.wait(20) == 0
     finally:

@@ -127,8 +127,26 @@ def print_table(
         margin = max(map(len, columns)) + GAP
         for row in cells:  # as they are: what is too long here the terminal wraps, and copies as one line
             typer.echo("\n".join(f"{name:{margin}}{cell}" for name, cell in zip(columns, row, strict=True)) + "\n")
+    elif not any(columns) and not facts_fit(cells, console.width):
+        print_facts(title, cells, console.width)
     else:
         console.print(table_of(title, columns, cells, whole))
+
+
+def facts_fit(cells: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether every fact that is one word (an id, a path) fits beside the names of the facts."""
+    margin = max((len(name) for name, _ in cells), default=0) + GAP
+    return all(margin + len(fact) <= width for _, fact in cells if " " not in fact)
+
+
+def print_facts(title: str, cells: Sequence[Sequence[str]], width: int) -> None:
+    """Names and facts, those that have no room beside their name below it: what is to be copied is on one line."""
+    margin = max(len(name) for name, _ in cells) + GAP
+    if title:
+        typer.echo(f"{title}\n")
+    for name, fact in cells:
+        typer.echo(f"{name:{margin}}{fact}".rstrip() if margin + len(fact) <= width else f"{name}\n{fact}")
+    typer.echo()
 
 
 def least_width(columns: Sequence[str], cells: Sequence[Sequence[str]], whole: Collection[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import select
 import sys
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 LEAST_SECONDS = 0.2
 ANSWER_SECONDS = 5.0
 PIPE_COLUMNS = 120
-QUIT = "qQ\x1b"
+AT_ONCE = 1024  # bytes read of a keyboard
+SEQUENCE = re.compile("\x1b(?:[\\[O][0-?]*[ -/]*[@-~]?|.)?")  # what arrows, function keys and Alt with another send
+QUIT = "qQ"
 
 
 def top(
@@ -64,7 +67,7 @@ def watch(server: Server, console: Console, every: float) -> None:
         keyboard() as pressed,
         Live(server.screen(*console.size), console=console, screen=True, auto_refresh=False) as live,
     ):
-        while pressed(every) not in QUIT:
+        while not pressed(every):
             server.look()
             live.update(server.screen(*console.size), refresh=True)
 
@@ -109,18 +112,22 @@ class Server:
 
 
 @contextlib.contextmanager
-def keyboard() -> Iterator[Callable[[float], str]]:
-    """A function that waits so many seconds for a key and returns it, "none" without one or without a keyboard."""
+def keyboard() -> Iterator[Callable[[float], bool]]:
+    """A function that waits so many seconds for a key, and says whether it was one to leave by."""
     if not sys.stdin.isatty():
         yield wait
         return
     import termios
     import tty
 
-    def pressed(seconds: float) -> str:
-        ready, _, _ = select.select([sys.stdin], [], [], seconds)
-        return (sys.stdin.read(1) or "q") if ready else "none"
+    def pressed(seconds: float) -> bool:
+        ready, _, _ = select.select([keys], [], [], seconds)
+        if not ready:
+            return False
+        typed = os.read(keys, AT_ONCE)  # not by sys.stdin, which keeps what comes after the first letter to itself
+        return not typed or wants_to_leave(typed.decode(errors="replace"))
 
+    keys = sys.stdin.fileno()
     before = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
     try:
@@ -129,6 +136,11 @@ def keyboard() -> Iterator[Callable[[float], str]]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-def wait(seconds: float) -> str:
+def wants_to_leave(typed: str) -> bool:
+    """Whether a q was typed. Keys that are no letters send several, after an Escape; those are not typed."""
+    return any(letter in QUIT for letter in SEQUENCE.sub("", typed))
+
+
+def wait(seconds: float) -> bool:
     time.sleep(seconds)
-    return "none"
+    return False
