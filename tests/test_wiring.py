@@ -179,6 +179,13 @@ async def test_an_engine_that_cannot_start_stops_the_server_and_says_why(
     assert "Traceback" not in caplog.text
 
 
+def test_a_server_that_could_never_make_a_picture_is_not_built(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match=r"No picture could be made: .*empty holds no whole embedded model"):
+        build(settings(tmp_path, engine=EngineKind.CHILD, embedded=tmp_path / "empty"))
+    build(settings(tmp_path, embedded=tmp_path / "empty"))  # the fake engine needs none
+
+
 @pytest.mark.parametrize("kind", [EngineKind.CHILD, EngineKind.LOCAL])
 async def test_a_device_that_is_not_here_is_refused_before_the_server_listens(
     tmp_path: Path, kind: EngineKind, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,8 @@ log = structlog.get_logger("darkroom")
 
 def build(settings: Settings) -> Server:
     """A server that is not started yet. Raises ConfigurationError for settings that cannot work."""
+    if settings.engine is not EngineKind.FAKE:
+        installed_of(settings).check()
     return Server(settings)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -102,6 +103,36 @@ def test_a_half_pulled_model_is_not_installed(tmp_path: Path, embedded: Path) ->
 def test_neither_weights_nor_embedded_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="there is no embedded model"):
         Installed(tmp_path / "none", tmp_path / "nothing").locate(BASE)
+
+
+@pytest.mark.parametrize("lost", ["", "base", "vae", "text_encoder", "tokenizer"])
+def test_where_no_picture_could_be_made_that_is_said(tmp_path: Path, embedded: Path, lost: str) -> None:
+    shutil.rmtree(embedded / lost)
+    embedded.mkdir(exist_ok=True)
+    installed = Installed(tmp_path / "models", embedded)
+    with pytest.raises(ConfigurationError) as caught:
+        installed.check()
+    assert caught.value.message == (
+        f"No picture could be made: no weights are installed in {tmp_path / 'models'}, and {embedded} holds no whole "
+        "embedded model. Run `darkroom pull runware:400@4`, or leave DARKROOM_EMBEDDED out for the one in the package."
+    )
+    install(tmp_path / "models", BASE)
+    installed.check()
+
+
+def test_one_variant_of_the_embedded_model_is_enough(tmp_path: Path, embedded: Path) -> None:
+    Installed(tmp_path / "models", embedded).check()
+    part(embedded, "flex/transformer", "flex/text_encoder", "flex/tokenizer")
+    for lost in ("base", "text_encoder", "tokenizer"):
+        shutil.rmtree(embedded / lost)
+    Installed(tmp_path / "models", embedded).check()
+    Installed(tmp_path / "models").check()
+
+
+def test_a_package_without_its_model_is_to_be_installed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darkroom.catalog.installed.PACKAGED", tmp_path / "package")
+    with pytest.raises(ConfigurationError, match=r"Run `darkroom pull runware:400@4`, or install Darkroom again\."):
+        Installed(tmp_path / "models").check()
 
 
 def test_a_missing_variant_is_stood_in_for_with_the_text_encoder_that_is_there(tmp_path: Path) -> None:

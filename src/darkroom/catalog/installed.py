@@ -21,6 +21,8 @@ from darkroom.types import Value
 
 PACKAGED = HERE.parent / "embedded"
 PARTS = ("vae", "text_encoder", "tokenizer")  # and the transformer, which may be a file
+WANTED = {"tokenizer": "tokenizer.json"}  # of the files of a part, where it is not its weights
+OPEN = "runware:400@4"  # quick, small and free to use: what to pull first
 
 
 class Located(Value, frozen=True, kw_only=True):
@@ -82,6 +84,14 @@ class Installed:
             return True
         return not any(missing_parts(folder) == [] for folder in self.models.iterdir() if _is_final(folder))
 
+    def check(self) -> None:
+        """Raises ConfigurationError where no card could be served: no weights are here, nor the embedded model."""
+        if self.demo and not any(self._is_whole(variant) for variant in self.facts.variants.values()):
+            raise ConfigurationError(
+                f"No picture could be made: no weights are installed in {self.models}, and {self.embedded} holds no "
+                f"whole embedded model. Run `darkroom pull {OPEN}`, or {self._embedded_again}."
+            )
+
     def folder(self, card: Card) -> Path:
         """Where the card's weights are or would be."""
         return self.models / card.weights.repo.replace("/", "--")
@@ -116,12 +126,9 @@ class Installed:
         if variant is None:
             raise ConfigurationError(
                 f"No weights are installed and there is no embedded model at {self.embedded}: run "
-                f"`darkroom pull {card.id}`, or reinstall Darkroom."
+                f"`darkroom pull {card.id}`, or {self._embedded_again}."
             )
-        own = self.embedded / variant
-        has_encoder = (own / "text_encoder").is_dir()
-        text = [(own if has_encoder else self.embedded) / part for part in ("text_encoder", "tokenizer")]
-        parts = [own / "transformer", self.embedded / "vae", *text]
+        parts, has_encoder = self._embedded_parts(variant)
         facts = self.facts.own_texts.get(variant, self.facts.text) if has_encoder else self.facts.text
         located = self._located(parts, facts, demo=True)
         return msgspec.structs.replace(
@@ -132,6 +139,25 @@ class Installed:
             best_side=self.facts.side,
             largest_side=self.facts.largest,
         )
+
+    def _embedded_parts(self, variant: str) -> tuple[list[Path], bool]:
+        """The folders of an embedded variant, and whether the text encoder among them is its own."""
+        own = self.embedded / variant
+        has_encoder = (own / "text_encoder").is_dir()
+        text = [(own if has_encoder else self.embedded) / part for part in ("text_encoder", "tokenizer")]
+        return [own / "transformer", self.embedded / "vae", *text], has_encoder
+
+    def _is_whole(self, variant: str) -> bool:
+        """Whether every part of an embedded variant is there. Looks at names only."""
+        parts, _ = self._embedded_parts(variant)
+        return all(any(part.glob(WANTED.get(part.name, "*.safetensors"))) for part in parts)
+
+    @property
+    def _embedded_again(self) -> str:
+        """What brings the embedded model back."""
+        if self.embedded == PACKAGED:
+            return "install Darkroom again"
+        return "leave DARKROOM_EMBEDDED out for the one in the package"
 
     @staticmethod
     def _located(parts: list[Path], text: TextFacts, *, demo: bool) -> Located:
@@ -157,8 +183,7 @@ def missing_parts(folder: Path) -> list[str]:
     """Which parts of a model are not in a folder, [] when it can be loaded. Looks at names only."""
     missing = [] if transformer_of(folder).exists() else ["transformer"]
     for part in PARTS:
-        wanted = "tokenizer.json" if part == "tokenizer" else "*.safetensors"
-        if not any((folder / part).glob(wanted)):
+        if not any((folder / part).glob(WANTED.get(part, "*.safetensors"))):
             missing.append(part)
     return missing
 
