@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.api.servers import SomeKeys, serving
+from tests.catalog.test_installed import BASE, install, part
 
 ALICE, BOB = {"Authorization": "Bearer alice_key"}, {"Authorization": "Bearer bob_key"}
 KEYS = SomeKeys({"alice_key": "alice", "bob_key": "bob"})
@@ -28,6 +29,16 @@ async def test_every_card_comes_with_its_schema(tmp_path: Path) -> None:
             assert card["name"] in schema["title"]
             assert schema["properties"]["width"]["multipleOf"] == 16
         assert (await client.get("/v1/cards/nobody:1@1/schema")).status_code == 404
+
+
+async def test_a_card_says_how_large_the_embedded_model_draws(tmp_path: Path) -> None:
+    part(tmp_path / "embedded", "vae", "text_encoder", "tokenizer", "base/transformer")
+    async with serving(tmp_path) as server, server.client() as client:
+        cards = (await client.get("/v1/cards")).json()["items"]
+        assert {card["largest_side"] for card in cards} == {512}
+        install(tmp_path / "models", BASE)  # real weights draw whatever the schema allows
+        cards = (await client.get("/v1/cards")).json()["items"]
+        assert {card["largest_side"] for card in cards} == {None}
 
 
 async def test_tasks_are_found_by_every_word_and_by_model(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.live import LiveServer
 
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
 FINISHED = 60_000
+NOTE = "Above 512 pixels the embedded model draws the picture smaller and enlarges it."
 
 
 def generate(page: Page, prompt: str) -> None:
@@ -969,6 +970,37 @@ def test_the_manual_is_a_click_away_and_dark_too(page: Page, server: LiveServer)
 
 
 # Small screens, and what is in sight
+
+
+@pytest.mark.parametrize("screen", [1280, 390])
+def test_what_the_embedded_model_enlarges_is_said_beside_the_size(
+    page: Page, slow_server: LiveServer, screen: int
+) -> None:
+    page.set_viewport_size({"width": screen, "height": 844})
+    page.goto(slow_server.url)
+    note = page.locator("#size-note")
+    for width, height, larger in ((512, 512, False), (528, 256, True), (256, 528, True), (512, 128, False)):
+        small(page, width, height)
+        expect(note).to_have_text(NOTE if larger else "")
+        assert note.is_visible() is larger
+    page.locator("#side").fill("1024")
+    expect(note).to_be_visible()
+    page.get_by_label("Width in pixels").fill("")
+    page.get_by_label("Height in pixels").fill("")
+    expect(note).to_be_hidden()
+    page.locator("#size").get_by_role("button", name="1:1").click()
+    assert page.locator("body").evaluate("body => body.scrollWidth") <= screen
+
+
+def test_real_weights_draw_every_size(page: Page, slow_server: LiveServer) -> None:
+    def real(route: Route) -> None:
+        answer = route.fetch().json()
+        route.fulfill(json=answer | {"demo": None, "items": [one | {"largest_side": None} for one in answer["items"]]})
+
+    page.route("**/v1/cards", real)
+    page.goto(slow_server.url)
+    small(page, 1024, 1024)
+    expect(page.locator("#size-note")).to_be_hidden()
 
 
 def test_what_was_refused_is_in_sight(page: Page, server: LiveServer) -> None:

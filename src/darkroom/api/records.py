@@ -161,6 +161,7 @@ def describe_card(services: Services, card: Card) -> dict[str, Any]:
         "demo": demo,
         "preferred": card.id == PREFERRED,
         "start": start,
+        "largest_side": (located.largest_side or None) if located else None,
         "runflow": [{"id": model.id, "edit": model.edit} for model in card.runflow],
     }
 

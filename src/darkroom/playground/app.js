@@ -117,7 +117,7 @@ async function choose(id) {
   $("model-note").textContent = state.card.description;
   if ($("connection").classList.contains("on")) connected(true);
   form.show(state.schema);
-  size.show(state.schema, state.card.start);
+  size.show(state.schema, state.card);
   references.show(state.schema);
   loras.show(state.schema, state.adapters);
   changed();

@@ -8,8 +8,9 @@ export class Size {
   constructor(root, onChange) {
     this.onChange = onChange;
     this.limits = { min: 128, max: 2048, step: 16 };
-    this.width = h("input", { id: "width", type: "number", inputmode: "numeric", "aria-describedby": "size-error" });
-    this.height = h("input", { id: "height", type: "number", inputmode: "numeric", "aria-describedby": "size-error" });
+    this.largest = null;
+    this.width = h("input", { id: "width", type: "number", inputmode: "numeric", "aria-describedby": "size-error size-note" });
+    this.height = h("input", { id: "height", type: "number", inputmode: "numeric", "aria-describedby": "size-error size-note" });
     this.side = h("input", { type: "range", id: "side", "aria-label": "Size", "aria-valuetext": "" });
     this.chips = RATIOS.map(([name, w, height]) =>
       h("button", { type: "button", class: "chip", "aria-pressed": "false", onclick: () => this.ratio(w, height) }, shape(w, height), name));
@@ -19,16 +20,19 @@ export class Size {
       h("div", { class: "row" }, this.side,
         h("label", { class: "sr", for: "width" }, "Width in pixels"), this.width, h("span", { "aria-hidden": "true" }, "×"),
         h("label", { class: "sr", for: "height" }, "Height in pixels"), this.height),
-      h("p", { class: "hint", id: "size-hint" }), this.message));
+      h("p", { class: "hint", id: "size-hint" }), h("p", { class: "hint", id: "size-note", role: "status", hidden: true }), this.message));
     this.hint = root.querySelector("#size-hint");
+    this.note = root.querySelector("#size-note");
     for (const input of [this.width, this.height]) input.addEventListener("input", () => this.changed());
     this.side.addEventListener("input", () => this.scale(Number(this.side.value)));
   }
 
-  show(schema, start) {
+  /** start: the size of a form that has none. largest_side: pixels that the embedded model draws at most, null for real weights. */
+  show(schema, { start, largest_side: largest }) {
     const { minimum = 128, maximum = 2048, multipleOf = 16 } = schema.properties.width;
     this.limits = { min: minimum, max: maximum, step: multipleOf };
     for (const input of [this.width, this.height, this.side]) Object.assign(input, this.limits);
+    this.largest = largest;
     this.hint.textContent = `${minimum} to ${maximum} pixels a side, in multiples of ${multipleOf}.`;
     if (!this.width.value) this.write(start);
     else this.write({ width: this.clamp(Number(this.width.value)), height: this.clamp(Number(this.height.value)) });
@@ -77,6 +81,8 @@ export class Size {
     const { width, height } = this.values();
     this.error("");
     this.side.value = Math.max(width, height);
+    this.note.hidden = !(this.largest && Math.max(width, height) > this.largest);
+    this.note.textContent = this.note.hidden ? "" : `Above ${this.largest} pixels the embedded model draws the picture smaller and enlarges it.`;
     this.side.setAttribute("aria-valuetext", `${width} by ${height} pixels`);
     RATIOS.forEach(([, w, h], i) => this.chips[i].setAttribute("aria-pressed", String(Math.abs(width / height - w / h) < 0.035)));
     this.onChange();
