@@ -736,7 +736,7 @@ async def test_a_kind_of_delivery_that_only_another_version_knows_is_handed_out_
 
 
 async def test_a_status_that_only_another_version_knows_is_told_and_left_alone(
-    sql_stores: Stores, clock: Clock, capsys: pytest.CaptureFixture[str]
+    sql_stores: Stores, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = await sql_stores.open()
     task = await store.submit(new_task())
@@ -758,7 +758,7 @@ async def test_a_status_that_only_another_version_knows_is_told_and_left_alone(
     assert await store.expire(clock(), 10) == 0
     status = sa.select(tasks.c.status).where(tasks.c.id == task.id)
     assert await store.database.read(lambda connection: connection.scalar(status)) == foreign
-    assert capsys.readouterr().out.count(foreign) == 1
+    assert caplog.text.count(foreign) == 1
 
 
 # Keeping house

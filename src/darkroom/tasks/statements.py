@@ -7,13 +7,13 @@ into transactions. Statements that every task needs are built once: building the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
-import structlog
 
 from darkroom.tasks import queue
 from darkroom.tasks.database import INSERT
@@ -24,7 +24,7 @@ from darkroom.tasks.tables import Moment, deliveries, results, tasks
 from darkroom.tasks.task import Claim, Fault, NewTask, Result, Task
 
 CLAIMED_ONCE: Final = 1  # the version of a task that was accepted and claimed: the first result makes it 2
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 STATUSES: Final[dict[str | None, Status]] = {status.value: status for status in Status}
 LIVE: Final = tuple(status for status, moves in MOVES.items() if moves)
 
@@ -429,4 +429,4 @@ def _unknown(status: str) -> Fault:
 @cache
 def _warn_of(status: str) -> None:
     """Once for each, not with every look."""
-    log.warning("tasks.unknown_status", status=status, reason="another version wrote it; its tasks are left alone")
+    log.warning("tasks have the status %r, which another version wrote; they are left alone", status)

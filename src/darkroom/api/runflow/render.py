@@ -262,7 +262,7 @@ def log_lines(task: Task, deliveries: Sequence[Delivery], reason: str | None = N
     for delivery in deliveries:
         for attempt in delivery.attempts:
             good = attempt.status is not None and 200 <= attempt.status < 300
-            told = f"Callback to {delivery.owed.url}: {attempt.error or attempt.status}."
+            told = f"Callback to {delivery.owed.url}: {attempt.error or f'{attempt.status}.'}"
             lines.append((attempt.at, "info" if good else "warning", told, {"delivery_id": delivery.id}))
     lines.sort(key=lambda line: line[0])
     return [
