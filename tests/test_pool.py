@@ -244,8 +244,9 @@ async def test_two_engines_share_the_jobs() -> None:
     async with started(ChildPool([fake(20), fake(20)])) as pool:
         began = time.perf_counter()
         await asyncio.gather(*(events_of(pool, job(f"job {n}", steps=25, width=64 + 16 * n)) for n in range(2)))
-        assert time.perf_counter() - began < 25 * 0.02 * 2
+        took = time.perf_counter() - began
         status = await pool.status()
+        assert status.distributions["step_seconds"].total > 1.2 * took  # one engine cannot step longer than the clock
         assert status.counters["forwards"] == 50
         assert sum(status.distributions["step_seconds"].counts) == status.distributions["batch_rows"].total == 50
 
