@@ -267,6 +267,26 @@ async def test_a_task_goes_on_over_the_new_connection(idle: TestServer) -> None:
         assert (await socket.receive())["data"][0]["taskUUID"] == task["taskUUID"]
 
 
+async def test_what_comes_while_a_session_resumes_is_sent_behind_what_was_kept() -> None:
+    """Data after errors of one taskUUID ends the process of a client."""
+    sent: list[str] = []
+
+    class Slow:
+        async def send_text(self, text: str) -> None:
+            await asyncio.sleep(0)
+            sent.append(text)
+
+    session = ws.Session("id", "anna", "")
+    for number in range(3):
+        await session.send({"kept": number})
+    resuming = asyncio.create_task(session.resume(ws.Connection(Slow())))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await session.send({"new": 3})
+    await resuming
+    await session.send({"new": 4})
+    assert sent == ['{"kept":0}', '{"kept":1}', '{"kept":2}', '{"new":3}', '{"new":4}']
+
+
 async def test_a_session_belongs_to_its_key(locked: TestServer) -> None:
     task = image()
     async with Socket(locked.app) as socket:
