@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,24 @@ async def test_once_closed_it_stays_closed_and_asks_no_more() -> None:
     assert await gate.closed()
     assert await gate.owner(plain) is None
     assert keys.looks == 1
+
+
+async def test_a_look_that_is_answered_late_does_not_open_it_again() -> None:
+    answers: list[asyncio.Future[bool]] = []
+
+    class Slow(CountedKeys):
+        async def any(self) -> bool:
+            answers.append(asyncio.get_running_loop().create_future())
+            return await answers[-1]
+
+    gate = Gate(Slow(), Clock())
+    before, after = asyncio.create_task(gate.closed()), asyncio.create_task(gate.closed())
+    await asyncio.sleep(0)
+    answers[1].set_result(True)
+    assert await after
+    answers[0].set_result(False)
+    assert await before
+    assert await gate.closed()
 
 
 async def test_a_running_server_asks_for_the_first_key_without_a_restart(

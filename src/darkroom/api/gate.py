@@ -35,7 +35,8 @@ class Gate:
     async def closed(self) -> bool:
         """Whether a key is needed."""
         if not self._closed and self._clock() >= self._look_at:
-            self._closed = await self._keys.any()
+            found = await self._keys.any()
+            self._closed = self._closed or found  # another request, which looked later, may have been answered earlier
             self._look_at = self._clock() + LOOK_SECONDS
         return self._closed
 
