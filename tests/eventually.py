@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 
-async def eventually(check: Callable[[], Awaitable[bool] | bool], seconds: float = 10.0) -> None:
+async def eventually(check: Callable[[], Awaitable[bool] | bool], seconds: float = 30.0) -> None:
     """Until check() is true; TimeoutError after so many seconds."""
     async with asyncio.timeout(seconds):
         while True:

@@ -242,11 +242,10 @@ async def test_stop_leaves_no_process_behind() -> None:
 
 async def test_two_engines_share_the_jobs() -> None:
     async with started(ChildPool([fake(20), fake(20)])) as pool:
-        began = time.perf_counter()
         await asyncio.gather(*(events_of(pool, job(f"job {n}", steps=25, width=64 + 16 * n)) for n in range(2)))
-        took = time.perf_counter() - began
+        each = [await seat.line.status() for seat in pool._seats]
+        assert [status.counters["forwards"] for status in each] == [25, 25]
         status = await pool.status()
-        assert status.distributions["step_seconds"].total > 1.2 * took  # one engine cannot step longer than the clock
         assert status.counters["forwards"] == 50
         assert sum(status.distributions["step_seconds"].counts) == status.distributions["batch_rows"].total == 50
 
@@ -260,7 +259,7 @@ def test_the_engine_dies_with_its_server(how: signal.Signals) -> None:
         assert alive(pid)
         server.send_signal(how)
         server.wait()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while alive(pid) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not alive(pid)

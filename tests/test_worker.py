@@ -40,6 +40,7 @@ from darkroom.types import (
 )
 from darkroom.worker import Worker, media_id_of
 from tests.eventually import eventually
+from tests.tasks.stores import Clock
 
 OWNER = "local"
 REQUEST = ImageRequest(card="runware:400@4", prompt="a red circle", width=64, height=64, steps=3, seed=7)
@@ -89,7 +90,7 @@ class Fixture:
     def start(self, worker: Worker | None = None) -> None:
         self.running.append((worker or self.worker, asyncio.create_task((worker or self.worker).run())))
 
-    async def ended(self, task_id: str, seconds: float = 10) -> Task:
+    async def ended(self, task_id: str, seconds: float = 30) -> Task:
         async with asyncio.timeout(seconds), self.store.watch(task_id) as events:
             async for event in events:
                 if isinstance(event, TaskChanged) and event.task.finished_at:
@@ -110,7 +111,7 @@ class Fixture:
 
 @pytest.fixture
 async def made(tmp_path: Path) -> AsyncIterator[Fixture]:
-    settings = Settings(data=tmp_path, concurrent_tasks=4, lease_seconds=0.6)
+    settings = Settings(data=tmp_path, concurrent_tasks=4)
     store = await SqlTaskStore.open(f"sqlite:///{tmp_path / 'tasks.db'}")
     fixture = Fixture(store, await MediaStore.open(tmp_path / "media", store.files, keep_seconds=3600), settings)
     await fixture.pool.start()
@@ -158,10 +159,11 @@ async def test_the_file_says_how_it_was_made(works: Fixture) -> None:
     assert not read_metadata(data)
 
 
-async def test_watchers_see_progress_previews_results_and_the_end(works: Fixture) -> None:
-    task_id = await works.submit(steps=4, preview_every=2, prompt="slowly [slow 20]")
+async def test_watchers_see_progress_previews_results_and_the_end(made: Fixture) -> None:
+    task_id = await made.submit(steps=4, preview_every=2)
     seen: list[TaskEvent] = []
-    async with asyncio.timeout(10), works.store.watch(task_id) as events:
+    async with asyncio.timeout(30), made.store.watch(task_id) as events:
+        made.start()
         async for event in events:
             seen.append(event)
     assert max(event.step for event in seen if isinstance(event, Progress)) == 4
@@ -241,7 +243,7 @@ async def test_a_picture_that_comes_after_the_cancel_is_not_kept(made: Fixture) 
     worker = made.another(made.pool, media=media)
     made.start(worker)
     task_id = await made.submit()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await media.reached.wait()
     assert pictures(made)
     await made.store.cancel(task_id)
@@ -258,16 +260,16 @@ async def test_the_engine_goes_on_while_a_picture_is_encoded(works: Fixture, mon
     def slow(pixels: Pixels, output: Output, metadata: dict[str, Any]) -> Any:
         if metadata["prompt"] == "held":
             held.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
         return encode(pixels, output, metadata)
 
     monkeypatch.setattr("darkroom.worker.encode", slow)
     first = await works.submit(prompt="held")
-    assert await asyncio.to_thread(held.wait, 10)
+    assert await asyncio.to_thread(held.wait, 30)
     try:
         steps = []
         second = await works.submit(prompt="other", steps=20)
-        async with asyncio.timeout(10), works.store.watch(second) as events:
+        async with asyncio.timeout(30), works.store.watch(second) as events:
             async for event in events:
                 if isinstance(event, Progress) and event.stage is Stage.DENOISE:
                     steps.append(event.step)
@@ -284,7 +286,7 @@ async def test_the_engine_goes_on_while_a_picture_is_stored(made: Fixture) -> No
     media = SlowMedia(made.media)
     made.start(made.another(made.pool, media=media))
     first = await made.submit()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await media.reached.wait()
     second = await made.ended(await made.submit())
     assert (second.status, (await made.store.get(first)).status) == (Status.SUCCEEDED, Status.PROCESSING)
@@ -338,20 +340,31 @@ async def test_a_lease_that_ran_out_is_taken_over_and_the_late_result_refused(ma
         await made.store.store_result(lost, task.results[0], ())
 
 
-async def test_a_lease_is_kept_for_as_long_as_the_work_takes(works: Fixture) -> None:
-    task = await works.run(prompt="slowly [slow 50]", steps=30)  # 1.5 s under a lease of 0.6 s
-    assert (task.status, task.attempts) == (Status.SUCCEEDED, 1)
+async def test_a_lease_is_kept_for_as_long_as_the_work_takes(made: Fixture) -> None:
+    clock = made.store._clock = Clock()
+    store = PassingTime(made.store, clock)
+    made.start(made.another(made.pool, store=store, lease_seconds=0.6))
+    task_id = await made.submit(prompt="slowly [slow 50]", steps=1000)
+    await eventually(lambda: store.renewed >= 4)
+    assert await made.store.claim("another server", 60) is None
+    task = await made.store.get(task_id)
+    assert (task.status, task.attempts) == (Status.PROCESSING, 1)
 
 
-async def test_stop_finishes_what_runs_and_leaves_the_rest(works: Fixture) -> None:
-    running = await works.submit(prompt="slowly [slow 20]", steps=10)
-    await eventually(lambda: _in_engine(works))
-    stopping = asyncio.create_task(works.worker.stop(10))
+async def test_stop_finishes_what_runs_and_leaves_the_rest(made: Fixture) -> None:
+    media = SlowMedia(made.media)
+    worker = made.another(made.pool, media=media, concurrent_tasks=1)
+    made.start(worker)
+    running = await made.submit()
+    async with asyncio.timeout(30):
+        await media.reached.wait()
+    stopping = asyncio.create_task(worker.stop(30))
     await asyncio.sleep(0)
-    later = await works.submit()
+    later = await made.submit()
+    media.go_on.set()
     await stopping
-    assert (await works.store.get(running)).status is Status.SUCCEEDED
-    assert (await works.store.get(later)).status is Status.QUEUED
+    assert (await made.store.get(running)).status is Status.SUCCEEDED
+    assert (await made.store.get(later)).status is Status.QUEUED
 
 
 async def test_stop_hands_back_what_does_not_finish_in_time(works: Fixture) -> None:
@@ -481,6 +494,20 @@ class SlowStore(Through):
             self.claimed.set()
             await asyncio.sleep(0.1)
         return found
+
+
+class PassingTime(Through):
+    """Most of a lease passes with every renewal, and no time else."""
+
+    def __init__(self, inner: Any, clock: Clock) -> None:
+        super().__init__(inner)
+        self.clock, self.renewed = clock, 0
+
+    async def renew(self, claim: Claim, lease_seconds: float) -> Status:
+        status: Status = await self._inner.renew(claim, lease_seconds)
+        self.clock.advance(0.9 * lease_seconds)
+        self.renewed += 1
+        return status
 
 
 class ShyStore(Through):

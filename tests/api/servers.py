@@ -43,7 +43,7 @@ class SomeKeys:
 
 
 class TestServer:
-    """services and app of a running server; client(): an HTTP client on it."""
+    """services and app of a running server; client(): an HTTP client on it; start(): work on what is queued."""
 
     __test__ = False
 
@@ -51,6 +51,17 @@ class TestServer:
         self.services = services
         self.app = app
         self.worker = worker
+        self.running: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self.running = asyncio.create_task(self.worker.run())
+
+    async def stop(self) -> None:
+        if self.running:
+            await self.worker.stop(0)
+            self.running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.running
 
     def client(self, **headers: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app)
@@ -70,7 +81,7 @@ async def serving(
     features: frozenset[str] = frozenset(),
     **settings: Any,
 ) -> AsyncIterator[TestServer]:
-    """A server over a folder. working: the worker runs; without it tasks stay queued."""
+    """A server over a folder. working: the worker runs; without it tasks stay queued until start()."""
     options = Settings(data=folder, engine=EngineKind.FAKE, **{"allow_private_urls": True, **settings})
     async with contextlib.AsyncExitStack() as stack:
         store = await SqlTaskStore.open(
@@ -107,14 +118,8 @@ async def serving(
             announce=services.announce,
             settings=options,
         )
+        server = TestServer(services, create_app(services), worker)
+        stack.push_async_callback(server.stop)
         if working:
-            running = asyncio.create_task(worker.run())
-            stack.push_async_callback(stop, worker, running)
-        yield TestServer(services, create_app(services), worker)
-
-
-async def stop(worker: Worker, running: asyncio.Task[None]) -> None:
-    await worker.stop(0)
-    running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
+            server.start()
+        yield server

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from darkroom.api.events import follow as follow_task
@@ -42,6 +43,14 @@ async def follow(server: TestServer, task_id: str, **headers: str) -> list[Event
     return events_of(response.text)
 
 
+async def followed(server: TestServer, task_id: str) -> list[Event]:
+    """All events of a task that is worked on once somebody follows it."""
+    following = asyncio.create_task(follow(server, task_id))
+    await eventually(lambda: bool(server.services.store._watchers._watches))  # type: ignore[attr-defined]
+    server.start()
+    return await asyncio.wait_for(following, 30)
+
+
 def events_of(text: str) -> list[Event]:
     found = []
     for block in text.split("\n\n"):
@@ -51,10 +60,11 @@ def events_of(text: str) -> list[Event]:
     return found
 
 
-async def test_a_task_from_its_place_in_the_queue_to_its_end(server: TestServer) -> None:
-    sent = task(positivePrompt="[slow 40] boats", numberResults=2)
-    await server.post(sent, **{"Darkroom-Preview-Every": "1"})
-    events = await follow(server, sent["taskUUID"])
+async def test_a_task_from_its_place_in_the_queue_to_its_end(tmp_path: Path) -> None:
+    async with serving(tmp_path, working=False) as server:
+        sent = task(numberResults=2)
+        await server.post(sent, **{"Darkroom-Preview-Every": "1"})
+        events = await followed(server, sent["taskUUID"])
     names = [name for name, _, _ in events]
     assert {"status", "progress", "preview", "result", "end"} <= set(names)
     assert names[-1] == "end"
@@ -68,18 +78,22 @@ async def test_a_task_from_its_place_in_the_queue_to_its_end(server: TestServer)
     assert steps == sorted(steps)
 
 
-async def test_previews_are_small_pictures_and_only_come_when_asked_for(server: TestServer) -> None:
-    sent = task(positivePrompt="[slow 40] boats")
-    await server.post(sent, **{"Darkroom-Preview-Every": "2"})
-    previews = [data for name, _, data in await follow(server, sent["taskUUID"]) if name == "preview"]
+@pytest.mark.parametrize("asked", [True, False])
+async def test_previews_are_small_pictures_and_only_come_when_asked_for(tmp_path: Path, asked: bool) -> None:
+    async with serving(tmp_path, working=False) as server:
+        sent = task()
+        await server.post(sent, **({"Darkroom-Preview-Every": "2"} if asked else {}))
+        events = await followed(server, sent["taskUUID"])
+    assert "progress" in [name for name, _, _ in events]
+    previews = [data for name, _, data in events if name == "preview"]
+    if not asked:
+        assert previews == []
+        return
     assert [preview["step"] for preview in previews] == [2]
     head, _, data = previews[0]["image"].partition(",")
     assert head == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert image.width == 128
-    other = task(positivePrompt="[slow 40] boats")
-    await server.post(other)
-    assert "preview" not in [name for name, _, _ in await follow(server, other["taskUUID"])]
 
 
 async def test_a_wrong_preview_header_is_refused(server: TestServer) -> None:
@@ -130,12 +144,16 @@ async def test_cancel_between_two_steps(server: TestServer) -> None:
     sent = task(positivePrompt="[slow 100] boats", steps=50)
     await server.post(sent)
     following = asyncio.create_task(follow(server, sent["taskUUID"]))
-    await asyncio.sleep(0.4)
+
+    async def at_work() -> bool:
+        return (await server.services.pool.status()).rows > 0
+
+    await eventually(at_work)
     async with server.client() as client:
         answer = await client.post(f"/v1/tasks/{sent['taskUUID']}/cancel")
         again = await client.post(f"/v1/tasks/{sent['taskUUID']}/cancel")
     assert answer.json()["status"] == again.json()["status"] == "cancelled"
-    events = await asyncio.wait_for(following, 5)
+    events = await asyncio.wait_for(following, 30)
     assert events[-1][0] == "end"
     assert events[-1][2]["status"] == "cancelled"
     poll = await server.post({"taskType": "getResponse", "taskUUID": sent["taskUUID"]})

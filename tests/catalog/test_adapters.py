@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,6 +84,40 @@ def test_an_id_is_taken_once(adapters: Adapters, tmp_path: Path) -> None:
         adapters.add(
             Adapter(id="ACME:1@2", name="Ink", stem=""), write_safetensors(tmp_path / "b", ["x.lora_A.weight"])
         )
+
+
+def test_an_id_is_taken_once_by_two_at_the_same_time(
+    adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one would be recorded as the owner of the other's file."""
+    read, both = adapters._read, threading.Barrier(2)
+
+    def read_together() -> Iterator[Adapter]:
+        found = list(read())
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # whoever can come to this point at the same time, does
+        return iter(found)
+
+    def add(owner: str) -> str:
+        source = write_safetensors(tmp_path / owner, [f"{owner}.lora_A.weight"])
+        return adapters.add(Adapter(id="acme:1@2", name="Ink", stem="", owner=owner), source).owner
+
+    monkeypatch.setattr(adapters, "_read", read_together)
+    with ThreadPoolExecutor(2) as threads:
+        results = [threads.submit(add, owner) for owner in ("anna", "bob")]
+    [kept] = [result.result() for result in results if result.exception() is None]
+    [refused] = [error for result in results if (error := result.exception())]
+    assert isinstance(refused, Conflict)
+    assert f"{kept}.lora_A".encode() in adapters.path(adapters.find("acme:1@2", kept)).read_bytes()
+
+
+def test_an_adapter_that_is_removed_while_the_folder_is_read_is_passed_over(
+    adapters: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_safetensors(adapters.folder / "pencil.safetensors", ["a.lora_down.weight"])
+    listed = [*adapters.folder.glob("*"), adapters.folder / "gone.safetensors"]
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(listed))
+    assert [adapter.id for adapter in adapters.all("bob")] == ["pencil"]
 
 
 def test_no_id_leaves_the_folder(adapters: Adapters, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_settings_are_the_defaults(command: Command, place: Path, monkeypatch: p
 
 def test_a_terminal_shows_the_step(place: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "darkroom.cli", "generate", "x [slow 60]", "--steps", "6"]
+    command = [sys.executable, "-m", "darkroom.cli", "generate", "x [slow 150]", "--steps", "6"]
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
     with subprocess.Popen(command, env=environment, cwd=place, stdout=subprocess.DEVNULL, stderr=theirs) as process:
         os.close(theirs)
@@ -98,7 +98,7 @@ def test_a_terminal_shows_the_step(place: Path) -> None:
 
 
 def test_ctrl_c_says_so_and_tells_what_is_done(place: Path) -> None:
-    command = [sys.executable, "-m", "darkroom.cli", "generate", "x [slow 100]", "-n", "20", "--steps", "9"]
+    command = [sys.executable, "-m", "darkroom.cli", "generate", "x [slow 200]", "-n", "20", "--steps", "9"]
     with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not (place / "out-1.png").exists():

@@ -30,8 +30,8 @@ from tests.live import LiveServer, free_port
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with LiveServer(tmp_path_factory.mktemp("server")) as started:
-        deadline = time.monotonic() + 30
-        while not httpx.get(f"{started.url}/ready").is_success:
+        deadline = time.monotonic() + 60
+        while not httpx.get(f"{started.url}/ready", timeout=30).is_success:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         task = {"taskType": "imageInference", "model": "runware:400@4", "positivePrompt": "a", "width": 128}

@@ -380,15 +380,16 @@ async def test_two_servers_share_the_work(bench: Bench, web: Web) -> None:
 
 async def test_run_delivers_at_once_and_one_slow_receiver_holds_nobody_up(bench: Bench, web: Web) -> None:
     async def silent(writer: Any) -> None:
-        await asyncio.sleep(30)
+        await asyncio.sleep(120)
 
     web.answers["/slow"] = silent
     web.answers["/fast"] = http(200)
+    stored = await bench.media.put("alice", b"x", "image/png", kind="result", width=1, height=1)
     outbox = bench.outbox()
     running = asyncio.create_task(outbox.run())
-    await bench.owe(webhook(web.url("/slow")))
+    await bench.owe(upload(web.url("/slow"), media_id=stored.id))  # an upload may take a minute
     task_id = await bench.owe(webhook(web.url("/fast")))
-    await eventually(lambda: bench.delivered(task_id), 3)
+    await eventually(lambda: bench.delivered(task_id))
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

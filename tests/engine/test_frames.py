@@ -63,7 +63,7 @@ def test_large_frames_wait_for_their_reader_without_keeping_the_writer_and_leave
     for side in (512, 1024, 2048):
         send(pair[0], picture(side))
     assert [receive(pair[1], messages) for _ in range(3)] == [picture(side) for side in (512, 1024, 2048)]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer where what another test left is collected meanwhile
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no files in memory")

@@ -105,7 +105,9 @@ def test_nothing_is_lost_and_nothing_is_done_twice(
         server.start()
         for task in ended:
             for result in task.results:
-                assert httpx.get(f"{server.url}/ii/{result.media_id}.jpg").content.startswith(b"\xff\xd8\xff")
+                assert httpx.get(f"{server.url}/ii/{result.media_id}.jpg", timeout=30).content.startswith(
+                    b"\xff\xd8\xff"
+                )
     kept = {path.name for path in (tmp_path / "media").rglob("*") if path.is_file()}
     assert kept == {f"{result.media_id}.jpg" for task in ended for result in task.results}
 

@@ -270,10 +270,10 @@ async def test_a_declared_length_over_the_cap_is_not_read(web: Web, make: Any) -
     async def endless(writer: Any) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
         await writer.drain()
-        await asyncio.sleep(5)
+        await asyncio.sleep(60)
 
     web.answers["/"] = endless
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         with pytest.raises(InputImageError, match="more than 1,000 bytes"):
             await make(max_bytes=1000).fetcher.get(web.url())
 
@@ -312,14 +312,14 @@ async def test_compressed_answers_are_refused(web: Web, make: Any) -> None:
 async def test_time_is_capped_also_for_one_that_drips(web: Web, make: Any) -> None:
     async def drip(writer: Any) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(50):
+        for _ in range(1000):
             writer.write(b"x")
             await writer.drain()
             await asyncio.sleep(0.05)
 
     web.answers["/"] = drip
     calls = make(seconds=0.3)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         with pytest.raises(InputImageError, match=r"no complete answer within 0\.3 s"):
             await calls.fetcher.get(web.url())
         reply = await calls.fetcher.post(web.url(), b"", {}, seconds=0.2)

@@ -207,10 +207,10 @@ def test_a_bomb_is_refused_from_its_header(bomb: bytes) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.thread_time()  # what others do on a busy machine does not count
         with pytest.raises(InputImageError):
             decode(bomb, max_pixels=64 << 20)
-        times.append(time.perf_counter() - began)
+        times.append(time.thread_time() - began)
     assert min(times) < 0.05
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # kilobytes
 

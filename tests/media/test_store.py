@@ -246,6 +246,15 @@ async def test_files_cut_off_while_written_are_swept(folder: Path, table: Any) -
     assert [path.name for path in files(folder)] == [kept.name]
 
 
+async def test_a_file_that_is_whole_before_the_sweep_looks_at_it_is_passed_over(
+    folder: Path, table: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darkroom.media.store._staged", lambda root: iter([root / "ab" / "moved.png#1"]))
+    media = await MediaStore.open(folder, table)
+    await put(media)
+    assert await media.sweep() == (0, 0)
+
+
 # Trouble
 
 

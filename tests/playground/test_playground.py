@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
+import time
 import uuid
 from importlib.resources import files
 from pathlib import Path
@@ -41,8 +43,15 @@ def wait_for_picture(page: Page, prompt: str) -> None:
 
 
 def wait_for_routes(page: Page, held: list[Route], count: int = 1) -> None:
+    deadline = time.monotonic() + FINISHED / 1000
     while len(held) < count:
+        assert time.monotonic() < deadline, "the page did not ask"
         page.wait_for_timeout(20)
+
+
+def needs(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
 
 
 def drop_picture(page: Page, address: str, name: str) -> None:
@@ -142,7 +151,7 @@ def test_cancel_in_mid_run(page: Page, slow_server: LiveServer) -> None:
 def test_previews_appear_between_steps(page: Page, slow_server: LiveServer) -> None:
     page.goto(slow_server.url)
     small(page)
-    page.locator("#field-steps").fill("12")
+    page.locator("#field-steps").fill("20")
     generate(page, "slowly [slow 200]")
     expect(page.locator(".running .frame img[alt^='Preview']")).to_be_visible()
     wait_for_picture(page, "slowly [slow 200]")
@@ -170,7 +179,7 @@ def test_empty_prompt_is_asked_for(page: Page, server: LiveServer) -> None:
 def test_reload_in_mid_run_picks_the_task_up_again(page: Page, slow_server: LiveServer) -> None:
     page.goto(slow_server.url)
     small(page)
-    page.locator("#field-steps").fill("10")
+    page.locator("#field-steps").fill("20")
     generate(page, "kept over a reload [slow 300]")
     expect(page.locator(".running .words")).to_contain_text("step")
     page.reload()
@@ -253,6 +262,7 @@ def test_a_dropped_picture_restores_every_setting(page: Page, slow_server: LiveS
 
 
 def test_code_tab_gives_a_curl_line_that_works(page: Page, server: LiveServer) -> None:
+    needs("curl")
     page.goto(server.url)
     small(page)
     page.get_by_label("Prompt", exact=True).fill('it\'s a "quoted" red circle')
@@ -282,6 +292,7 @@ def test_code_tab_programs_run(
     file = tmp_path / ("program.py" if language == "Python" else "program.mjs")
     file.write_text(page.get_by_label("Program").text_content() or "")
     interpreter = sys.executable if language == "Python" else "node"
+    needs(interpreter)
     done = subprocess.run([interpreter, str(file)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "/ii/" in done.stdout
@@ -361,7 +372,7 @@ def test_many_tasks_leave_the_page_usable(page: Page, slow_server: LiveServer) -
     small(page)
     page.locator("#field-steps").fill("50")
     for index in range(8):
-        generate(page, f"one of many {index} [slow 400]")
+        generate(page, f"one of many {index} [slow 1000]")
         expect(page.locator(".running")).to_have_count(index + 1)
     page.locator(".running").first.get_by_role("button", name="Cancel").click()
     expect(page.locator(".running")).to_have_count(7)
@@ -374,7 +385,7 @@ def test_a_task_without_a_stream_ends_too(page: Page, slow_server: LiveServer) -
     small(page)
     page.locator("#field-steps").fill("50")
     for index in range(2):
-        generate(page, f"in the way {index} [slow 400]")
+        generate(page, f"in the way {index} [slow 1000]")
     page.locator("#field-steps").fill("4")
     generate(page, "asked after")
     wait_for_picture(page, "asked after")
@@ -388,7 +399,7 @@ def test_a_task_that_is_asked_after_tells_its_place_in_the_queue(page: Page, tmp
         small(page)
         page.locator("#field-steps").fill("50")
         for index in range(4):  # one is worked on, one is followed while it waits, two are asked after
-            generate(page, f"number {index} [slow 400]")
+            generate(page, f"number {index} [slow 1000]")
         words = page.locator(".running .words")  # newest first
         expect(words.nth(0)).to_have_text("Waiting: 2 tasks ahead")
         expect(words.nth(1)).to_have_text("Waiting: 1 task ahead")
@@ -425,7 +436,7 @@ def test_cancelled_while_it_is_being_sent(page: Page, slow_server: LiveServer) -
     small(page)
     page.locator("#field-steps").fill("50")
     page.route("**/v1", lambda route: held.append(route))
-    generate(page, "second thoughts [slow 400]")
+    generate(page, "second thoughts [slow 1000]")
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.locator(".running .words")).to_have_text("Cancelling")
     wait_for_routes(page, held)
@@ -498,7 +509,7 @@ def test_another_key_in_mid_run_keeps_one_card_and_the_form(page: Page, slow_ser
     page.goto(slow_server.url)
     small(page)
     page.locator("#field-steps").fill("50")
-    generate(page, "one card only [slow 400]")
+    generate(page, "one card only [slow 1000]")
     expect(page.locator(".running .words")).to_contain_text("step")
     page.get_by_label("Prompt", exact=True).fill("half a pro")
     page.get_by_role("button", name="Key", exact=True).click()
@@ -631,6 +642,7 @@ def test_a_model_that_cannot_be_shown_is_not_chosen(page: Page, server: LiveServ
 
 
 def test_curl_sends_a_photo(page: Page, slow_server: LiveServer, tmp_path: Path) -> None:
+    needs("curl")
     file = io.BytesIO()
     Image.effect_noise((400, 400), 90).save(file, "PNG")
     assert len(file.getvalue()) > 128 * 1024  # what Linux takes as one argument
@@ -889,7 +901,7 @@ def test_focus_is_never_lost(page: Page, slow_server: LiveServer) -> None:
     expect(page.get_by_role("button", name="Add a LoRA")).to_be_focused()
 
     page.locator("#field-steps").fill("50")
-    generate(page, "soon cancelled [slow 400]")
+    generate(page, "soon cancelled [slow 1000]")
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.locator(".running")).to_have_count(0)
     expect(page.get_by_role("button", name="Generate")).to_be_focused()
@@ -1032,7 +1044,7 @@ def test_two_tasks_are_in_sight_on_a_small_screen(page: Page, slow_server: LiveS
     small(page)
     page.locator("#field-steps").fill("50")
     for index in range(2):
-        generate(page, f"one above the other {index} [slow 400]")
+        generate(page, f"one above the other {index} [slow 1000]")
     for words in page.locator(".running .words").all():
         expect(words).to_be_in_viewport(ratio=1)
     page.get_by_role("button", name="Cancel all").click()
@@ -1056,7 +1068,8 @@ def test_four_results_stand_in_one_row_while_they_develop(page: Page, slow_serve
     small(page)
     page.locator("#field-steps").fill("50")
     page.locator("#field-numberResults").fill("4")
-    generate(page, "four at once [slow 400]")
+    generate(page, "four at once [slow 1000]")
+    expect(page.locator(".running .frame")).to_have_count(4)
     tops = page.locator(".running .frame").evaluate_all("frames => frames.map(frame => frame.offsetTop)")
     assert len(tops) == 4 and len(set(tops)) == 1
     page.locator(".running").get_by_role("button", name="Cancel").click()

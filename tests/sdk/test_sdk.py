@@ -117,8 +117,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def server(key: tuple[Path, str]) -> Iterator[LiveServer]:
-    """A short lease, so that a task whose server was killed is taken up again soon."""
-    with LiveServer(key[0], lease_seconds="2") as live:
+    with LiveServer(key[0]) as live:
         yield live
 
 
@@ -149,7 +148,7 @@ def refusal(sdk: Sdk, scenario: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def fetched(image: dict[str, Any]) -> bytes:
-    response = httpx.get(image["imageURL"])
+    response = httpx.get(image["imageURL"], timeout=20)
     assert response.status_code == 200
     assert response.content.startswith(b"\xff\xd8\xff")
     return response.content
@@ -163,7 +162,7 @@ def test_a_wrong_key_is_told(sdk: Sdk, given: dict[str, Any]) -> None:
     began = time.monotonic()
     error = refusal(sdk, "wrong_key", {**given, "key": "dk_not_a_key"})
     assert "key" in json.dumps(error).lower()
-    assert time.monotonic() - began < 10, "an SDK that waits for its timeout did not understand the answer"
+    assert time.monotonic() - began < 30, "an SDK that waits for its timeout did not understand the answer"
 
 
 def test_one_image(sdk: Sdk, given: dict[str, Any]) -> None:
@@ -188,7 +187,7 @@ def test_async_with_polling(sdk: Sdk, given: dict[str, Any]) -> None:
     began = time.monotonic()
     images = run(sdk, "polling", given)
     assert len({image["imageUUID"] for image in images}) == 3
-    assert time.monotonic() - began < 20, "one SDK sleeps 30 s between polls unless results are pushed"
+    assert time.monotonic() - began < 28, "one SDK sleeps 30 s between polls unless results are pushed"
 
 
 def test_a_refused_parameter_is_named(sdk: Sdk, given: dict[str, Any]) -> None:
@@ -206,7 +205,7 @@ def test_a_failing_second_result_fails_the_call_and_nothing_else(sdk: Sdk, given
 def test_upload_and_use_again(sdk: Sdk, given: dict[str, Any]) -> None:
     found = run(sdk, "upload", given)
     uploaded = found["upload"].get("imageURL") or found["upload"]["mediaURL"]
-    assert httpx.get(uploaded).status_code == 200
+    assert httpx.get(uploaded, timeout=20).status_code == 200
     fetched(found["images"][0])
 
 
@@ -221,8 +220,8 @@ def test_webhook(sdk: Sdk, given: dict[str, Any]) -> None:
 
 def wait_until_taken(server: LiveServer) -> None:
     """An SDK says that it has sent, not that it has arrived."""
-    deadline = time.monotonic() + 10
-    while 'darkroom_tasks{status="processing"} 0.0' in httpx.get(f"{server.url}/metrics").text:
+    deadline = time.monotonic() + 60
+    while 'darkroom_tasks{status="processing"} 0.0' in httpx.get(f"{server.url}/metrics", timeout=20).text:
         assert time.monotonic() < deadline, "the task did not arrive"
         time.sleep(0.02)
 
@@ -264,7 +263,7 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def wait(self) -> tuple[str, dict[str, Any]]:
-        assert self.news.wait(20), "no webhook came"
+        assert self.news.wait(60), "no webhook came"
         return self.got[0]
 
     def __enter__(self) -> Receiver:

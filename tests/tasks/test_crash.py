@@ -64,7 +64,7 @@ async def test_nothing_that_was_said_is_lost(tmp_path: Path, migrated: Path) -> 
 
 
 def _live_and_die(url: str, owner: str, seconds: float) -> list[str]:
-    """What the program said, seconds after its first word."""
+    """What the program said, until seconds after it had finished its first task."""
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, url, owner],
         stdout=subprocess.PIPE,
@@ -73,10 +73,14 @@ def _live_and_die(url: str, owner: str, seconds: float) -> list[str]:
     )
     assert child.stdout is not None
     with child.stdout:
-        first = child.stdout.readline()
+        said = []
+        for line in child.stdout:
+            said.append(line)
+            if line.startswith("finished"):
+                break
         time.sleep(seconds)
         child.send_signal(signal.SIGKILL)
-        rest = child.stdout.read()
+        said.append(child.stdout.read())
     child.wait()
-    complete = (first + rest).rpartition("\n")[0]
+    complete = "".join(said).rpartition("\n")[0]
     return complete.splitlines()

@@ -56,7 +56,11 @@ def test_any_interleaving_in_memory(happenings: list[tuple[str, Any]]) -> None:
 
 
 @given(happenings=HAPPENINGS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 def test_any_interleaving_of_two_servers_on_sqlite(
     tmp_path: Path, migrated: Path, happenings: list[tuple[str, Any]]
 ) -> None:

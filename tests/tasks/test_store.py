@@ -496,14 +496,15 @@ async def test_watchers_hear_everything_in_order_and_end(store: Any) -> None:
 async def test_moves_of_another_server_are_noticed(sql_stores: Stores) -> None:
     here, there = await sql_stores.open(), await sql_stores.open()
     task = await here.submit(new_task())
-    watcher = await watching(here, task.id)
-    claim = await claimed(there)
-    await there.store_result(claim, result(0), [])
-    await there.store_result(claim, result(1), [])
-    await asyncio.sleep(0.1)
-    ended = await there.finish(claim, Status.SUCCEEDED)
-    async with asyncio.timeout(5):
-        heard = await watcher
+    heard: list[Any] = []
+    async with asyncio.timeout(30), here.watch(task.id) as events:
+        claim = await claimed(there)
+        await there.store_result(claim, result(0), [])
+        await there.store_result(claim, result(1), [])
+        while len(heard) < 3:
+            heard.append(await anext(events))
+        ended = await there.finish(claim, Status.SUCCEEDED)
+        heard += [event async for event in events]
     assert [event.result.index for event in heard if isinstance(event, ResultStored)] == [0, 1]
     assert [event.task.status for event in heard if isinstance(event, TaskChanged)] == [
         Status.PROCESSING,

@@ -15,7 +15,9 @@ import hashlib
 import json
 import os
 import struct
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +61,7 @@ class Adapters:
         """folder: need not exist. installed: tells whether the embedded model's adapters are of use; None: no."""
         self.folder = folder
         self._installed = installed
+        self._adding = threading.Lock()
 
     def all(self, owner: str) -> tuple[Adapter, ...]:
         """What this owner may use, by name."""
@@ -86,16 +89,19 @@ class Adapters:
         Raises Conflict when the id is taken, WeightsError when the file is no adapter.
         """
         check_adapter_file(source)
-        if any(known.id.casefold() == adapter.id.casefold() for known in self._read()):
-            raise Conflict(f"An adapter '{adapter.id}' exists already; choose another AIR or version.", parameter="air")
         kept = msgspec.structs.replace(
             adapter, stem=stem_for(adapter.id), bytes=source.stat().st_size, sha256=file_digest(source)
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        record = self.folder / f"{kept.stem}.json.part"
-        record.write_bytes(msgspec.json.encode(kept))
-        os.replace(record, self.folder / f"{kept.stem}.json")
-        os.replace(source, self.path(kept))
+        with self._adding:  # of two with one id at once, the second would be recorded as the owner of the first's file
+            if any(known.id.casefold() == adapter.id.casefold() for known in self._read()):
+                raise Conflict(
+                    f"An adapter '{adapter.id}' exists already; choose another AIR or version.", parameter="air"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            record = self.folder / f"{kept.stem}.json.part"
+            record.write_bytes(msgspec.json.encode(kept))
+            os.replace(record, self.folder / f"{kept.stem}.json")
+            os.replace(source, self.path(kept))
         return kept
 
     def remove(self, adapter: Adapter) -> None:
@@ -106,7 +112,9 @@ class Adapters:
         (self.folder / f"{adapter.stem}.json").unlink(missing_ok=True)
 
     def _read(self) -> Iterator[Adapter]:
-        yield from map(_record, sorted(self.folder.glob("*.safetensors")))
+        for weights in sorted(self.folder.glob("*.safetensors")):
+            with suppress(FileNotFoundError):  # removed since the folder was read
+                yield _record(weights)
         if self._installed is not None and self._installed.demo:
             for weights in sorted(self._shipped().glob("*.safetensors")):
                 yield msgspec.structs.replace(_record(weights), shipped=True, bytes=weights.stat().st_size)

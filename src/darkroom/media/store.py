@@ -11,6 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -349,9 +350,10 @@ def _remove_staged(folder: Path, grace_seconds: float) -> int:
     """Files that a crash cut off while they were written: they carry '#' in their name, and lists leave them out."""
     removed = 0
     for file in _staged(folder):
-        if file.stat().st_mtime < time.time() - grace_seconds:
-            file.unlink(missing_ok=True)
-            removed += 1
+        with suppress(FileNotFoundError):  # whole by now, and under its own name
+            if file.stat().st_mtime < time.time() - grace_seconds:
+                file.unlink()
+                removed += 1
     return removed
 
 

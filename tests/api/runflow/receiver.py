@@ -39,7 +39,7 @@ class Receiver:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/webhook"
 
-    async def got(self, count: int, seconds: float = 15) -> list[Call]:
+    async def got(self, count: int, seconds: float = 30) -> list[Call]:
         """Wait until so many calls came."""
         await eventually(lambda: len(self.calls) >= count, seconds)
         return self.calls

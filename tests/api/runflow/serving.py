@@ -58,7 +58,7 @@ class Runs:
         body = {"input": {"prompt": "a red circle", **small, **given}, **(envelope or {})}
         return await self.post(f"/v1/models/{model}/runs", body, status)
 
-    async def ended(self, run: Any, seconds: float = 20) -> Any:
+    async def ended(self, run: Any, seconds: float = 60) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = await self.get(f"/v1/runs/{run['id']}")

@@ -36,7 +36,7 @@ class Live:
         self.key = key
 
     def get(self, path: str) -> Any:
-        answer = httpx.get(self.url + path, headers={"Authorization": f"Bearer {self.key}"})
+        answer = httpx.get(self.url + path, headers={"Authorization": f"Bearer {self.key}"}, timeout=30)
         answer.raise_for_status()
         return answer.json()
 
@@ -87,7 +87,7 @@ def check_sample(live: Live, printed: str) -> None:
     assert run["callback_url"] == "https://your-server.com/webhook"
     (picture,) = run["output"]["outputs"]
     assert (picture["width"], picture["height"], picture["content_type"]) == (1024, 768, "image/png")
-    assert httpx.get(picture["url"]).content.startswith(b"\x89PNG")
+    assert httpx.get(picture["url"], timeout=30).content.startswith(b"\x89PNG")
     assert live.get(f"/v1/runs/{run['id']}/callback")[0]["callback_url"] == run["callback_url"]
 
 

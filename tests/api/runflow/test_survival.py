@@ -17,7 +17,7 @@ PATH = f"/v1/models/{MODEL}/runs"
 
 
 async def test_runs_survive_kill_9(tmp_path: Path) -> None:
-    server = LiveServer(tmp_path, models=str(tmp_path / "models"), lease_seconds="1", concurrent_tasks="3")
+    server = LiveServer(tmp_path, models=str(tmp_path / "models"), lease_seconds="5", concurrent_tasks="3")
     async with receiving() as receiver:
         await asyncio.to_thread(server.start)
         try:

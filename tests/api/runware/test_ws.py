@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from darkroom.api.runware import ws
 from tests.api.servers import SomeKeys, TestServer, serving
 from tests.api.sockets import Closed, Socket
+from tests.eventually import eventually
 
 UUID = "5e1d2bde-c882-4900-9d4d-0669648c8a8a"
 
@@ -29,6 +31,35 @@ def image(**fields: Any) -> dict[str, Any]:
         "seed": 7,
         **fields,
     }
+
+
+@pytest.fixture
+async def idle(tmp_path: Path) -> AsyncIterator[TestServer]:
+    """A server that takes tasks and works on them after start()."""
+    async with serving(tmp_path, working=False) as running:
+        yield running
+
+
+async def accepted(server: TestServer) -> None:
+    """Until the server has a task."""
+
+    async def there() -> bool:
+        return bool(await server.services.store.recent("local", limit=1))
+
+    await eventually(there)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when a message is kept for a client that is away."""
+    event, keep = asyncio.Event(), ws.Session.keep
+
+    def keep_and_tell(session: ws.Session, data: bytes) -> None:
+        keep(session, data)
+        event.set()
+
+    monkeypatch.setattr(ws.Session, "keep", keep_and_tell)
+    return event
 
 
 async def test_the_handshake_gives_a_session(server: TestServer) -> None:
@@ -131,17 +162,18 @@ async def test_async_is_acknowledged_with_one_bare_item(server: TestServer) -> N
         await socket.silence()
 
 
-async def test_a_poll_has_all_results_in_one_message_and_the_rest_is_pushed_once(server: TestServer) -> None:
+async def test_a_poll_has_all_results_in_one_message_and_the_rest_is_pushed_once(idle: TestServer) -> None:
     """One SDK sleeps 30 s between polls unless what it waits for is pushed."""
-    async with Socket(server.app) as socket:
+    async with Socket(idle.app) as socket:
         await socket.authenticate()
-        task = image(deliveryMethod="async", positivePrompt="[slow 100] boats", numberResults=3, steps=4)
+        task = image(deliveryMethod="async", numberResults=3)
         socket.send(task)
         await socket.receive()
         socket.send({"taskType": "getResponse", "taskUUID": task["taskUUID"]})
         poll = (await socket.receive())["data"]
         assert [item["status"] for item in poll] == ["processing"] * 3
         assert {item["taskType"] for item in poll} == {"imageInference"}
+        idle.start()
         pushed = [(await socket.receive())["data"] for _ in range(3)]
         assert [(item["status"], item["seed"]) for [item] in pushed] == [("success", 7), ("success", 8), ("success", 9)]
         await socket.silence()
@@ -150,15 +182,16 @@ async def test_a_poll_has_all_results_in_one_message_and_the_rest_is_pushed_once
         await socket.silence()
 
 
-async def test_a_second_poll_does_not_push_twice(server: TestServer) -> None:
-    async with Socket(server.app) as socket:
+async def test_a_second_poll_does_not_push_twice(idle: TestServer) -> None:
+    async with Socket(idle.app) as socket:
         await socket.authenticate()
-        task = image(deliveryMethod="async", positivePrompt="[slow 100] boats", steps=5)
+        task = image(deliveryMethod="async")
         socket.send(task)
         await socket.receive()
         for _ in range(3):
             socket.send({"taskType": "getResponse", "taskUUID": task["taskUUID"]})
             assert (await socket.receive())["data"][0]["status"] == "processing"
+        idle.start()
         assert (await socket.receive())["data"][0]["status"] == "success"
         await socket.silence()
 
@@ -209,27 +242,49 @@ async def test_a_poll_that_told_of_a_failure_is_not_followed_by_pushed_pictures(
         await socket.silence(3)
 
 
-async def test_what_could_not_be_delivered_waits_for_the_session(server: TestServer) -> None:
-    task = image(positivePrompt="[slow 100] boats", steps=4)
-    async with Socket(server.app) as socket:
+async def test_what_could_not_be_delivered_waits_for_the_session(idle: TestServer, kept: asyncio.Event) -> None:
+    task = image()
+    async with Socket(idle.app) as socket:
         session = await socket.authenticate()
         socket.send(task)
-        await asyncio.sleep(0.1)
-    await asyncio.sleep(0.8)  # finished while nobody was connected
-    async with Socket(server.app) as socket:
+        await accepted(idle)
+    idle.start()
+    await asyncio.wait_for(kept.wait(), 30)  # finished while nobody was connected
+    async with Socket(idle.app) as socket:
         assert await socket.authenticate("", session) == session
         assert (await socket.receive())["data"][0]["taskUUID"] == task["taskUUID"]
 
 
-async def test_a_task_goes_on_over_the_new_connection(server: TestServer) -> None:
-    task = image(positivePrompt="[slow 150] boats", steps=5)
-    async with Socket(server.app) as socket:
+async def test_a_task_goes_on_over_the_new_connection(idle: TestServer) -> None:
+    task = image()
+    async with Socket(idle.app) as socket:
         session = await socket.authenticate()
         socket.send(task)
-        await asyncio.sleep(0.1)
-    async with Socket(server.app) as socket:
+        await accepted(idle)
+    async with Socket(idle.app) as socket:
         await socket.authenticate("", session)
+        idle.start()
         assert (await socket.receive())["data"][0]["taskUUID"] == task["taskUUID"]
+
+
+async def test_what_comes_while_a_session_resumes_is_sent_behind_what_was_kept() -> None:
+    """Data after errors of one taskUUID ends the process of a client."""
+    sent: list[str] = []
+
+    class Slow:
+        async def send_text(self, text: str) -> None:
+            await asyncio.sleep(0)
+            sent.append(text)
+
+    session = ws.Session("id", "anna", "")
+    for number in range(3):
+        await session.send({"kept": number})
+    resuming = asyncio.create_task(session.resume(ws.Connection(Slow())))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await session.send({"new": 3})
+    await resuming
+    await session.send({"new": 4})
+    assert sent == ['{"kept":0}', '{"kept":1}', '{"kept":2}', '{"new":3}', '{"new":4}']
 
 
 async def test_a_session_belongs_to_its_key(locked: TestServer) -> None:
@@ -243,14 +298,19 @@ async def test_a_session_belongs_to_its_key(locked: TestServer) -> None:
         await other.silence(0.5)
 
 
-async def test_undelivered_messages_are_not_kept_for_ever(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_undelivered_messages_are_not_kept_for_ever(
+    idle: TestServer, kept: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ws, "KEPT_SECONDS", 0.2)
-    async with Socket(server.app) as socket:
+    task = image()
+    async with Socket(idle.app) as socket:
         session = await socket.authenticate()
-        socket.send(image())
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(1.0)
-    async with Socket(server.app) as socket:
+        socket.send(task)
+        await accepted(idle)
+    idle.start()
+    await asyncio.wait_for(kept.wait(), 30)
+    await asyncio.sleep(0.3)
+    async with Socket(idle.app) as socket:
         await socket.authenticate("", session)
         await socket.silence()
 
@@ -281,13 +341,15 @@ async def test_a_task_that_is_sent_twice_is_refused_after_its_results(server: Te
         assert of_task[-1]["errors"][0]["code"] == "conflictTaskUUID"
 
 
-async def test_polling_a_sync_task_on_its_own_socket_brings_each_picture_once(server: TestServer) -> None:
-    async with Socket(server.app) as socket:
+async def test_polling_a_sync_task_on_its_own_socket_brings_each_picture_once(idle: TestServer) -> None:
+    async with Socket(idle.app) as socket:
         await socket.authenticate()
-        task = image(positivePrompt="[slow 100] boats", steps=4, numberResults=2)
+        task = image(numberResults=2)
         socket.send(task)
-        await asyncio.sleep(0.2)
+        await accepted(idle)
         socket.send({"taskType": "getResponse", "taskUUID": task["taskUUID"]})
+        assert [item["status"] for item in (await socket.receive())["data"]] == ["processing"] * 2
+        idle.start()
         found = []
         while len(found) < 2:
             found += [item["imageUUID"] for item in (await socket.receive())["data"] if "imageUUID" in item]
@@ -314,21 +376,23 @@ async def test_the_dry_run_of_the_query(server: TestServer) -> None:
 
 
 async def test_a_silent_connection_is_closed(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ws, "IDLE_SECONDS", 0.3)
     async with Socket(server.app) as socket:
         await socket.authenticate()
+        monkeypatch.setattr(ws, "IDLE_SECONDS", 0.3)  # from the next message on
         began = time.monotonic()
+        socket.send({"taskType": "ping", "ping": True})
+        await socket.receive()
         with pytest.raises(Closed) as closed:
             await socket.receive()
         assert closed.value.code == 1000
-        assert 0.2 < time.monotonic() - began < 5
+        assert time.monotonic() - began >= 0.3
 
 
 async def test_messages_either_way_keep_a_connection_open(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ws, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(ws, "IDLE_SECONDS", 2.0)
     async with Socket(server.app) as socket:
         await socket.authenticate()
-        for _ in range(4):
+        for _ in range(7):
             socket.send({"taskType": "ping", "ping": True})
             await socket.receive()
             await asyncio.sleep(0.3)

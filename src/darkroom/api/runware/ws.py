@@ -53,6 +53,7 @@ class Session:
         self.owner = owner
         self.key = key
         self.connection: Connection | None = None
+        self.resuming: Connection | None = None  # gets what was kept first; what comes meanwhile goes behind it
         self.kept: deque[tuple[float, bytes]] = deque()
         self.running: set[asyncio.Task[None]] = set()
         self.pushes: dict[str, asyncio.Task[None]] = {}  # by task, what sends its results as they come
@@ -61,7 +62,7 @@ class Session:
     async def send(self, message: Message) -> None:
         """Deliver, or keep for a client that is away."""
         data = msgspec.json.encode(message)
-        if self.connection is None or not await self.connection.send(data):
+        if self.connection is None or self.resuming or not await self.connection.send(data):
             self.keep(data)
 
     def keep(self, data: bytes) -> None:
@@ -71,11 +72,16 @@ class Session:
 
     async def resume(self, connection: Connection) -> None:
         """Go on over another connection, beginning with what is still owed."""
-        self.connection = connection
-        waiting, self.kept = self.kept, deque()
-        for kept_at, data in waiting:
-            if time.monotonic() - kept_at < KEPT_SECONDS and not await connection.send(data):
-                self.kept.append((kept_at, data))
+        self.connection = self.resuming = connection
+        try:
+            while self.kept and self.resuming is connection:
+                kept_at, data = self.kept.popleft()
+                if time.monotonic() - kept_at < KEPT_SECONDS and not await connection.send(data):
+                    self.kept.appendleft((kept_at, data))
+                    break
+        finally:
+            if self.resuming is connection:
+                self.resuming = None
 
     def start(self, call: Call, task: object) -> None:
         """Answer one task beside all others; one whose taskUUID is being answered already, after that."""
