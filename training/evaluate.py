@@ -189,12 +189,18 @@ def negatives(sampler: Sampler, setting: Setting, count: int = 48) -> dict[str, 
         return [{getattr(thing, feature) for thing in look(picture).things} for picture in pictures]
 
     table: dict[str, float] = {}
-    for prompt, feature in (("a circle", "colour"), ("a star", "colour"), ("a red shape", "shape")):
-        without = seen(prompt, "", feature)
+    drawn: dict[str, list[set[str]]] = {}
+    for prompt, feature, negative in (
+        ("a circle", "colour", "{}"),
+        ("a star", "colour", "{}"),
+        ("a red shape", "shape", "{}"),
+        ("a red shape", "shape", "a red {}"),  # what differs from the prompt is the shape alone
+    ):
+        without = drawn[prompt] = drawn.get(prompt) or seen(prompt, "", feature)
         word, times = Counter(name for names in without for name in names).most_common(1)[0]
-        kept = sum(word in names for names in seen(prompt, word, feature))
+        kept = sum(word in names for names in seen(prompt, negative.format(word), feature))
         table[f"{prompt}: {word} without"] = round(100 * times / count, 1)
-        table[f"{prompt}: {word} with"] = round(100 * kept / count, 1)
+        table[f"{prompt}: {word} with '{negative.format(word)}'"] = round(100 * kept / count, 1)
     return table
 
 

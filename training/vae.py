@@ -5,7 +5,9 @@ scenes.
 
 Loss: L1 + half the L1 of the gradients + a small KL; every fourth step decodes a 2x-pooled latent against the
 2x-pooled picture, which keeps latents smooth over scale. --decoder-of polishes the decoder later, without changing a
-latent. The batch-norm statistics that the pipelines normalise with are measured at the end."""
+latent, so that every network trained on them stays as it is; --night and --noise say on what, --keep how much of its
+former weights stays: what networks leave in latents shows more in one that is trained for long. The batch-norm
+statistics that the pipelines normalise with are measured at the end."""
 
 from __future__ import annotations
 
@@ -90,9 +92,13 @@ def fast_group_norm(model: nn.Module) -> None:
             module.forward = partial(forward, module)  # type: ignore[method-assign]
 
 
-def random_scene(rng: np.random.Generator) -> Scene:
-    """Any background with none to four things anywhere: the autoencoder should see more than the captions can say."""
+def random_scene(rng: np.random.Generator, night: float = 0.0) -> Scene:
+    """Any background with none to four things anywhere: the autoencoder should see more than the captions can say.
+
+    night: the share of scenes that are night skies whatever else comes."""
     background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+    if night and rng.random() < night:
+        background = "night"
     things = []
     for _ in range(int(rng.choice([0, 1, 2, 3, 4], p=[0.05, 0.2, 0.3, 0.3, 0.15]))):
         colours = VISIBLE[background]
@@ -187,11 +193,14 @@ def main() -> None:
     parser.add_argument(
         "--decoder-of", type=Path, help="train only the decoder of a finished autoencoder: latents stay"
     )
+    parser.add_argument("--night", type=float, default=0.0, help="share of night skies beside those that come anyway")
+    parser.add_argument("--noise", type=float, default=1.0, help="how much of the latents' own noise the decoder sees")
+    parser.add_argument("--keep", type=float, default=0.0, help="share of the former decoder in the average at the end")
     options = parser.parse_args()
     flush_denormals()
     torch.manual_seed(1)
     rng = np.random.default_rng(1)
-    pool = np.stack([render(random_scene(rng), 256, 256) for _ in range(options.scenes)])
+    pool = np.stack([render(random_scene(rng, options.night), 256, 256) for _ in range(options.scenes)])
     vae = AutoencoderKLFlux2.from_pretrained(options.decoder_of) if options.decoder_of else build()
     vae = vae.train().to(options.device, memory_format=torch.channels_last)
     if options.decoder_of:
@@ -216,7 +225,7 @@ def main() -> None:
         with autocast(options.device):
             posterior = vae.encode(pictures).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
+            z = mean + options.noise * torch.randn_like(mean) * (0.5 * logvar).exp()
             if step % 4 == 3:
                 z, pictures = F.avg_pool2d(z, 2), F.avg_pool2d(pictures, 2)
             made = vae.decode(z).sample
@@ -233,6 +242,11 @@ def main() -> None:
     average.copy_to(vae)
     run.save({"model": vae.state_dict(), "average": average.values, "step": step, "seen": seen})
     vae = vae.float().cpu().eval()
+    if options.decoder_of and options.keep:
+        former = AutoencoderKLFlux2.from_pretrained(options.decoder_of).float()
+        with torch.no_grad():
+            for mine, before in zip(vae.parameters(), former.parameters(), strict=True):
+                mine.lerp_(before, options.keep)  # the encoder's are equal
     if not options.decoder_of:
         measure_statistics(vae, pool)
     mean_db, worst_db = psnr(vae)
